@@ -1,0 +1,22 @@
+//! Keys, revisions, watches and leases; never knows that it is replicated.
+//!
+//! In reading order: a [`revision`] names one change; a key's generations ([`key_index`]) and the ordered map
+//! of keys ([`index`]) say which revisions exist; the [`backend`] holds what they contain; the [`store`] ties
+//! them together for [`read_txn`] and [`write_txn`]; [`watch`] tells who asked; [`lease`] lets keys expire.
+
+pub mod backend;
+mod compaction;
+mod error;
+mod hash;
+mod index;
+mod key_index;
+pub mod lease;
+mod range;
+mod read_txn;
+mod revision;
+mod store;
+mod store_history;
+pub mod watch;
+mod write_txn;
+
+pub use error::{Error, Result};
