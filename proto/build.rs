@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use prost::Message;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("proto");
     let files = [
@@ -17,11 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     let descriptors = protox::compile(files.map(|f| root.join(f)), [root])?;
     println!("cargo::rerun-if-changed=proto");
-    tonic_prost_build::configure()
-        .bytes(".")
-        .file_descriptor_set_path(
-            Path::new(&std::env::var("OUT_DIR")?).join("descriptors.bin"),
-        )
-        .compile_fds(descriptors)?;
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
     Ok(())
 }
