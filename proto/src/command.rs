@@ -1,11 +1,11 @@
 //! What one log entry carries: a fixed header and the body, an API message.
 //!
 //! ```text
-//! 0        2          4        8               16
-//! | kind u16 | version u16 | 0 u32 | request id u64 | body: protobuf of the kind ...   (little endian)
+//! 0          2             4       8            16               24
+//! | kind u16 | version u16 | 0 u32 | origin u64 | request id u64 | body: protobuf of the kind ...   (little endian)
 //! ```
-//! The request id is unique to the proposing member and process start; that member's own apply loop answers
-//! the waiter it names. A kind, version or body field that this build does not know is an error that stops
+//! Origin is the id of the proposing member; the request id is unique to it and to its process start. That
+//! member's own apply loop answers the waiter the two name. A kind, version or body field that this build does not know is an error that stops
 //! the member: a replica that guesses is worse than a stopped one. A stored fixture of each version
 //! (`tests/fixtures/`) must apply to the same HashKV for ever.
 
@@ -21,11 +21,13 @@ use crate::etcdserverpb::{
 /// The newest command version this build writes and applies.
 pub const VERSION_MAX: u16 = 1;
 /// Bytes of the fixed header.
-pub const HEADER_BYTES: usize = 16;
+pub const HEADER_BYTES: usize = 24;
 
 /// One command, decoded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Command {
+    /// Member id of the proposer.
+    pub origin: u64,
     /// Names the waiter on the proposing member; 0 when nobody waits.
     pub request_id: u64,
     /// What to do.
@@ -133,6 +135,7 @@ impl Command {
         buf.put_u16_le(self.body.kind());
         buf.put_u16_le(1);
         buf.put_u32_le(0);
+        buf.put_u64_le(self.origin);
         buf.put_u64_le(self.request_id);
         self.body.encode_raw(&mut buf);
         buf.freeze()
@@ -146,11 +149,12 @@ impl Command {
         let kind = bytes.get_u16_le();
         let version = bytes.get_u16_le();
         let reserved = bytes.get_u32_le();
+        let origin = bytes.get_u64_le();
         let request_id = bytes.get_u64_le();
         if version == 0 || version > VERSION_MAX || reserved != 0 {
             return Err(Error::Unknown { kind, version });
         }
-        Ok(Command { request_id, body: Body::decode(kind, version, bytes)? })
+        Ok(Command { origin, request_id, body: Body::decode(kind, version, bytes)? })
     }
 }
 
@@ -160,7 +164,7 @@ mod tests {
 
     fn put() -> Command {
         let put = PutRequest { key: "k".into(), value: "v".into(), lease: 7, ..Default::default() };
-        Command { request_id: 42, body: Body::Put(put) }
+        Command { origin: 3, request_id: 42, body: Body::Put(put) }
     }
 
     #[test]
@@ -186,7 +190,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_version_1_never_change() {
-        let expect = b"\x01\0\x01\0\0\0\0\0\x2a\0\0\0\0\0\0\0\x0a\x01k\x12\x01v\x18\x07";
+        let expect = b"\x01\0\x01\0\0\0\0\0\x03\0\0\0\0\0\0\0\x2a\0\0\0\0\0\0\0\x0a\x01k\x12\x01v\x18\x07";
         assert_eq!(&put().encode()[..], &expect[..]);
     }
 }
