@@ -1,0 +1,112 @@
+//! What can go wrong, by who must act: the owner of the node, a proposer, a reader, a peer.
+
+use std::io;
+
+use crate::encoding::DecodeError;
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a node cannot start, go on, or do what its owner asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting that cannot work; the text names the flag and the bound.
+    #[error("{0}")]
+    Config(String),
+    /// The log is closed, damaged or cannot be written.
+    #[error("write-ahead log: {0}")]
+    Wal(#[from] kv_wal::Error),
+    /// What the log holds contradicts itself or the state machine.
+    #[error("log: {0}")]
+    Log(String),
+    /// A record or message does not decode.
+    #[error("{what}: {source}")]
+    Decode {
+        /// Which record or message.
+        what: &'static str,
+        /// Where and why.
+        source: DecodeError,
+    },
+    /// The state machine failed to apply, checkpoint or report what it contains.
+    #[error("state machine: {0}")]
+    StateMachine(#[source] io::Error),
+    /// `initialize` on a member that already has a log or a vote.
+    #[error("the member already belongs to a cluster")]
+    AlreadyInitialized,
+    /// `initialize` with a set of voters that does not contain this member.
+    #[error("member {member_id:x} is not among the voters {voters:x?}")]
+    NotAVoter {
+        /// This member.
+        member_id: u64,
+        /// The voters given.
+        voters: Vec<u64>,
+    },
+    /// Consensus stopped for good; the process must exit with this cause.
+    #[error("raft stopped: {0}")]
+    Fatal(String),
+    /// The node was shut down by its owner.
+    #[error("raft is shut down")]
+    Stopped,
+}
+
+/// Why a proposal was not seen by apply.
+///
+/// [`NotLeader`](Self::NotLeader), [`NoQuorum`](Self::NoQuorum) and
+/// [`Overloaded`](Self::Overloaded) are certain: the commands are in no log. After the others the
+/// outcome is unknown, and a retry may apply the commands twice.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// This member does not lead; `leader` is who does, if known.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader, if one is known.
+        leader: Option<u64>,
+    },
+    /// This member leads but heard from no quorum for a whole election timeout.
+    #[error("no quorum")]
+    NoQuorum,
+    /// Too many proposals are already in flight.
+    #[error("too many proposals in flight")]
+    Overloaded,
+    /// Leadership went away while the entry was in the log; another leader may still commit it.
+    #[error("leadership lost, outcome unknown")]
+    LeadershipLost,
+    /// The node stopped, with the entry perhaps in the log.
+    #[error("stopped, outcome unknown")]
+    Stopped,
+}
+
+/// Why a linearizable read could not be confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// No leader, or none that a quorum confirmed, within two election timeouts.
+    #[error("no leader confirmed the read")]
+    NoLeader,
+    /// The node is stopped or failed.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// Why a peer gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// Not connected, refused or cut off: the caller backs off.
+    #[error("peer unreachable: {0}")]
+    Unreachable(String),
+    /// No answer within the time given.
+    #[error("peer gave no answer in time")]
+    Timeout,
+    /// The peer answered with something that does not decode, or with a refusal.
+    #[error("peer answered badly: {0}")]
+    Answer(String),
+}
+
+/// An error of this crate as openraft's storage traits want it.
+pub(crate) fn io_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::other(error)
+}
+
+/// Damage found in the log, as openraft's storage traits want it.
+pub(crate) fn damage(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}

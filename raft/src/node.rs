@@ -1,0 +1,523 @@
+//! A member of the cluster: start, propose, read, answer peers, stop.
+//!
+//! Tasks of a node, all on the runtime that calls [`Node::start`]: openraft's core, its apply
+//! worker (owner of the state machine), one read loop, one observer that publishes the status and
+//! notices the end of the core. A proposal is no task: it is a message to the core and a closure.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use kv_wal::{Recovered, Wal};
+use openraft::ReadPolicy;
+use openraft::errors::{ClientWriteError, ForwardReason, LinearizableReadError, RaftError};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::config::{Config, PROPOSALS_IN_FLIGHT_MAX};
+use crate::encoding;
+use crate::error::{Error, PeerError, ProposeError, ReadError, Result};
+use crate::log_store::LogStore;
+use crate::membership::{self, fatal_error};
+use crate::network::{ByteStream, Factory, PeerTransport, Rpc};
+use crate::read_index::{Confirm, Confirmation, Reads};
+use crate::snapshot::{self, SnapshotSource};
+use crate::state_machine::{Adapter, StateMachine};
+use crate::status::{Observer, Status};
+use crate::types::{Commands, Raft, Responder, WriteResult, index_of};
+use crate::wire::{self, ReadIndexAnswer};
+
+/// Called once if a proposal is refused or its outcome is unknown; never if it was applied here.
+pub type Refused = Box<dyn FnOnce(ProposeError) + Send>;
+
+/// First pause before a proposal is tried again on a leader that has not yet heard from a quorum;
+/// it doubles up to [`RETRY_PAUSE_MAX`].
+const RETRY_PAUSE: Duration = Duration::from_millis(1);
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// One member of a raft cluster. Clones share it.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    raft: Raft,
+    log: LogStore,
+    runtime: Handle,
+    reads: Arc<Reads>,
+    status: watch::Receiver<Status>,
+    applied: watch::Receiver<u64>,
+    failure: watch::Receiver<Option<Arc<Error>>>,
+    proposals_in_flight: AtomicUsize,
+    stopping: AtomicBool,
+    /// What `shutdown` joins.
+    tasks: Mutex<Option<Tasks>>,
+}
+
+struct Tasks {
+    reads: JoinHandle<()>,
+    observer: JoinHandle<()>,
+    apply_ended: oneshot::Receiver<()>,
+}
+
+impl Node {
+    /// Starts a member over its opened log; entries that are committed but not in `machine` are
+    /// applied before this returns.
+    ///
+    /// The only voter of a cluster elects itself at once; the status tells when it leads. Errors:
+    /// settings that cannot work, damage in the log, a log that does not reach back to what
+    /// `machine` contains, a state machine that fails.
+    pub async fn start(
+        config: Config,
+        wal: Wal,
+        recovered: Recovered,
+        machine: Box<dyn StateMachine>,
+        transport: Arc<dyn PeerTransport>,
+    ) -> Result<Node> {
+        let raft_config = Arc::new(config.to_openraft()?);
+        let log = LogStore::open(wal, recovered, config.tail_bytes_max)?;
+        let (adapter, events) = Adapter::open(machine).map_err(Error::StateMachine)?;
+        let network = Factory {
+            member_id: config.member_id,
+            transport: transport.clone(),
+            idle_timeout: config.election_timeout,
+        };
+        let raft = Raft::new(config.member_id, raft_config, network, log.clone(), adapter)
+            .await
+            .map_err(fatal_error)?;
+
+        let (status_sender, status) = watch::channel(Status::unknown());
+        let (failure_sender, failure) = watch::channel(None);
+        let observer = Observer {
+            raft: raft.clone(),
+            member_id: config.member_id,
+            lease: config.leader_lease(),
+            check_interval: config.heartbeat_interval,
+            status: status_sender,
+            with_indexes: Box::new({
+                let (log, applied) = (log.clone(), events.progress.clone());
+                move |status| set_indexes(status, &log, &applied)
+            }),
+        };
+        let reads = Reads::new();
+        let observer = tokio::spawn({
+            let reads = reads.clone();
+            async move {
+                let cause = observer.run().await;
+                reads.stop();
+                if !matches!(cause, Error::Stopped) {
+                    tracing::error!(%cause, "raft stopped");
+                    failure_sender.send_replace(Some(Arc::new(cause)));
+                }
+            }
+        });
+        let confirm = NodeConfirm {
+            raft: raft.clone(),
+            transport,
+            applied: events.progress.clone(),
+            timeout: config.heartbeat_interval * 2,
+        };
+        let read_loop = tokio::spawn({
+            let reads = reads.clone();
+            let (pause, patience) = (config.heartbeat_interval / 4, config.election_timeout * 2);
+            async move { reads.run(confirm, pause, patience).await }
+        });
+        let node = Node {
+            inner: Arc::new(Inner {
+                raft,
+                log,
+                runtime: Handle::current(),
+                reads,
+                status,
+                applied: events.progress,
+                failure,
+                proposals_in_flight: AtomicUsize::new(0),
+                stopping: AtomicBool::new(false),
+                tasks: Mutex::new(Some(Tasks {
+                    reads: read_loop,
+                    observer,
+                    apply_ended: events.ended,
+                })),
+                config,
+            }),
+        };
+        membership::elect_if_alone(&node.inner.raft).await?;
+        Ok(node)
+    }
+
+    /// Makes this member one of the first `voters` of a new cluster; all of them call it with the
+    /// same ids. Errors: [`Error::AlreadyInitialized`] on a member with a log or a vote.
+    pub async fn initialize(&self, voters: &[u64]) -> Result<()> {
+        membership::initialize(&self.inner.raft, voters).await
+    }
+
+    /// Proposes `commands`, at least one, as one entry. Never blocks; may be called from any thread.
+    ///
+    /// Success is seen by [`StateMachine::apply`] and nowhere else; `refused` is called otherwise,
+    /// at once or later, on this thread or on a task of raft's runtime. A fresh leader that waits
+    /// for its quorum is asked again for up to one election timeout. How many bytes are in flight
+    /// is for the caller to bound.
+    pub fn propose(&self, commands: Vec<Bytes>, refused: Refused) {
+        let in_flight = self
+            .inner
+            .proposals_in_flight
+            .fetch_add(1, Ordering::Relaxed);
+        let mut proposal = Proposal {
+            node: self.clone(),
+            body: encoding::commands_body(&commands),
+            refused: Some(refused),
+            retry: None,
+        };
+        if in_flight >= PROPOSALS_IN_FLIGHT_MAX {
+            proposal.refuse(ProposeError::Overloaded);
+            return;
+        }
+        self.submit(proposal);
+    }
+
+    /// Waits until a read on this member is linearizable, and returns the applied index it may
+    /// rely on. All reads that wait share one confirmation by a quorum.
+    pub async fn linearizable(&self) -> std::result::Result<u64, ReadError> {
+        self.inner.reads.linearizable().await
+    }
+
+    /// The status of this moment; cheap.
+    pub fn status(&self) -> Status {
+        let mut status = self.inner.status.borrow().clone();
+        set_indexes(&mut status, &self.inner.log, &self.inner.applied);
+        status
+    }
+
+    /// Follows role, leader, term and members; the indexes in it are those of its last change.
+    pub fn watch_status(&self) -> watch::Receiver<Status> {
+        self.inner.status.clone()
+    }
+
+    /// Waits until this member has applied `index`; [`Error::Stopped`] if it never will.
+    ///
+    /// Each waiter wakes on every applied batch: for a few callers, not one per request.
+    pub fn wait_applied(&self, index: u64) -> impl Future<Output = Result<()>> + Send + use<> {
+        let mut applied = self.inner.applied.clone();
+        async move {
+            wait_applied(&mut applied, index)
+                .await
+                .then_some(())
+                .ok_or(Error::Stopped)
+        }
+    }
+
+    /// Newest index that this member has applied; cheap.
+    pub fn applied_index(&self) -> u64 {
+        *self.inner.applied.borrow()
+    }
+
+    /// Follows the applied index; each applied batch wakes every receiver.
+    pub fn watch_applied(&self) -> watch::Receiver<u64> {
+        self.inner.applied.clone()
+    }
+
+    /// Newest index that is on this member's disk.
+    pub fn flushed_index(&self) -> u64 {
+        self.inner.log.flushed_index()
+    }
+
+    /// Asks for a checkpoint of the state machine now, which lets older log files go.
+    pub async fn checkpoint(&self) -> Result<()> {
+        self.inner
+            .raft
+            .trigger()
+            .snapshot()
+            .await
+            .map_err(fatal_error)
+    }
+
+    /// Resolves when consensus has stopped for good, by a failed log or state machine or a panic;
+    /// never after an ordinary [`shutdown`](Self::shutdown). The process must exit with the cause.
+    pub fn failed(&self) -> impl Future<Output = Arc<Error>> + Send + use<> {
+        let mut failure = self.inner.failure.clone();
+        async move {
+            let cause = match failure.wait_for(Option::is_some).await {
+                Ok(cause) => cause.clone(),
+                Err(_) => None,
+            };
+            match cause {
+                Some(cause) => cause,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Stops: proposals in flight are refused or already applied, reads end, the core and the apply
+    /// worker are joined and the state machine is dropped. The log is closed by its owner after.
+    pub async fn shutdown(&self) -> Result<()> {
+        self.inner.stopping.store(true, Ordering::Relaxed);
+        self.inner.reads.stop();
+        let tasks = self.inner.tasks.lock().take();
+        let joined = self.inner.raft.shutdown().await;
+        if let Some(tasks) = tasks {
+            // The sender goes with the adapter: an error is the sign waited for.
+            let _ = tasks.apply_ended.await;
+            tasks.reads.abort();
+            let _ = tasks.reads.await;
+            tasks
+                .observer
+                .await
+                .map_err(|error| Error::Fatal(error.to_string()))?;
+        }
+        joined.map_err(|error| Error::Fatal(error.to_string()))
+    }
+
+    /// Answers a request that another member sent with [`PeerTransport::call`].
+    pub async fn answer(&self, rpc: Rpc, request: Bytes) -> Result<Bytes> {
+        let raft = &self.inner.raft;
+        let bad = |source| Error::Decode {
+            what: "request of a peer",
+            source,
+        };
+        match rpc {
+            Rpc::Vote => {
+                let request = wire::decode_vote_request(request).map_err(bad)?;
+                let answer = raft.vote(request).await.map_err(raft_error)?;
+                Ok(wire::encode_vote_answer(&answer))
+            }
+            Rpc::PreVote => {
+                let request = wire::decode_vote_request(request).map_err(bad)?;
+                let answer = raft.pre_vote(request).await.map_err(raft_error)?;
+                Ok(wire::encode_vote_answer(&answer))
+            }
+            Rpc::TransferLeader => {
+                let request = wire::decode_transfer(request).map_err(bad)?;
+                let answer = raft
+                    .handle_transfer_leader(request)
+                    .await
+                    .map_err(fatal_error)?;
+                Ok(wire::encode_transfer_answer(&answer))
+            }
+            Rpc::ReadIndex => {
+                wire::decode_read_index(request).map_err(bad)?;
+                Ok(wire::encode_read_index_answer(
+                    leader_read_index(raft).await?,
+                ))
+            }
+        }
+    }
+
+    /// Answers a stream of appends that another member sent; ends when `requests` end, do not
+    /// decode, or conflict.
+    pub fn answer_append_stream(&self, requests: ByteStream) -> ByteStream {
+        let member = self.inner.config.member_id;
+        let decoded = requests.scan((), move |(), request| {
+            let request = wire::decode_append(request)
+                .inspect_err(|error| tracing::warn!(member, %error, "append does not decode"));
+            std::future::ready(request.ok())
+        });
+        let answers = self.inner.raft.stream_append(decoded);
+        Box::pin(answers.scan((), |(), answer| {
+            std::future::ready(
+                answer
+                    .ok()
+                    .map(|answer| wire::encode_append_answer(&answer)),
+            )
+        }))
+    }
+
+    /// Installs a snapshot that another member sent and the transport has received completely.
+    pub async fn answer_snapshot(
+        &self,
+        header: Bytes,
+        source: Box<dyn SnapshotSource>,
+    ) -> Result<Bytes> {
+        let (vote, meta) =
+            wire::decode_snapshot_header(header).map_err(|source| Error::Decode {
+                what: "header of a snapshot",
+                source,
+            })?;
+        let snapshot = openraft::Snapshot {
+            meta,
+            snapshot: snapshot::Handle::new(source),
+        };
+        let answer = self
+            .inner
+            .raft
+            .install_full_snapshot(vote, snapshot)
+            .await
+            .map_err(fatal_error)?;
+        Ok(wire::encode_snapshot_answer(&answer))
+    }
+
+    /// Hands a proposal to the core.
+    fn submit(&self, mut proposal: Proposal) {
+        if self.inner.stopping.load(Ordering::Relaxed) {
+            proposal.refuse(ProposeError::Stopped);
+            return;
+        }
+        let commands = Commands(proposal.body.clone());
+        let responder = Responder(Box::new(move |result: WriteResult| proposal.settle(result)));
+        // The queue has room for every proposal in flight, so the first poll sends; outside the
+        // task budget, which could make it wait for nothing. If it does not, or if the core is
+        // gone, dropping the proposal answers it.
+        let sent = self.inner.raft.client_write_ff(commands, Some(responder));
+        let _ = tokio::task::unconstrained(sent).now_or_never();
+    }
+}
+
+/// A proposal between [`Node::propose`] and its outcome; dropped, its outcome is unknown.
+struct Proposal {
+    node: Node,
+    body: Bytes,
+    refused: Option<Refused>,
+    retry: Option<Retry>,
+}
+
+/// Attempts to propose on a leader that waits for its quorum.
+struct Retry {
+    pause: Duration,
+    give_up: Instant,
+}
+
+impl Proposal {
+    fn settle(mut self, result: WriteResult) {
+        match result {
+            Ok(_) => self.refused = None,
+            Err(ClientWriteError::ForwardToLeader(forward)) => match forward.reason {
+                ForwardReason::LeaseExpired => self.try_again(),
+                ForwardReason::NotLeader | ForwardReason::LeadershipTransfer => {
+                    self.refuse(ProposeError::NotLeader {
+                        leader: forward.leader_id,
+                    });
+                }
+            },
+            Err(ClientWriteError::LogEntryDiscarded(_)) => {
+                self.refuse(ProposeError::LeadershipLost)
+            }
+            Err(
+                error @ (ClientWriteError::ChangeMembershipError(_)
+                | ClientWriteError::PreconditionFailed(_)),
+            ) => unreachable!("a proposal of commands is no membership change: {error}"),
+        }
+    }
+
+    fn try_again(mut self) {
+        let node = self.node.clone();
+        let retry = self.retry.get_or_insert_with(|| Retry {
+            pause: RETRY_PAUSE,
+            give_up: Instant::now() + node.inner.config.election_timeout,
+        });
+        if Instant::now() >= retry.give_up {
+            self.refuse(ProposeError::NoQuorum);
+            return;
+        }
+        let pause = retry.pause;
+        retry.pause = (pause * 2).min(RETRY_PAUSE_MAX);
+        node.inner.runtime.clone().spawn(async move {
+            tokio::time::sleep(pause).await;
+            node.submit(self);
+        });
+    }
+
+    fn refuse(&mut self, error: ProposeError) {
+        if let Some(refused) = self.refused.take() {
+            refused(error);
+        }
+    }
+}
+
+impl Drop for Proposal {
+    fn drop(&mut self) {
+        self.refuse(ProposeError::Stopped);
+        self.node
+            .inner
+            .proposals_in_flight
+            .fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Confirms reads for the read loop.
+struct NodeConfirm {
+    raft: Raft,
+    transport: Arc<dyn PeerTransport>,
+    applied: watch::Receiver<u64>,
+    timeout: Duration,
+}
+
+impl Confirm for NodeConfirm {
+    async fn confirm(&self) -> Confirmation {
+        let leader = match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => return Confirmation::Index(read_index(&linearizer)),
+            Err(RaftError::Fatal(_)) => return Confirmation::Stopped,
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                forward.leader_id
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => None,
+        };
+        let Some(leader) = leader.filter(|leader| leader != self.raft.node_id()) else {
+            return Confirmation::Retry;
+        };
+        let request = wire::encode_read_index();
+        let answer = self
+            .transport
+            .call(leader, Rpc::ReadIndex, request, self.timeout)
+            .await;
+        match answer.map(wire::decode_read_index_answer) {
+            Ok(Ok(ReadIndexAnswer::Index(index))) => Confirmation::Index(index),
+            Ok(Ok(ReadIndexAnswer::NotLeader | ReadIndexAnswer::NoQuorum)) => Confirmation::Retry,
+            Ok(Err(error)) => {
+                tracing::warn!(peer = leader, %error, "read-index answer does not decode");
+                Confirmation::Retry
+            }
+            Err(PeerError::Unreachable(_) | PeerError::Timeout | PeerError::Answer(_)) => {
+                Confirmation::Retry
+            }
+        }
+    }
+
+    async fn applied(&self, index: u64) -> bool {
+        wait_applied(&mut self.applied.clone(), index).await
+    }
+}
+
+async fn leader_read_index(raft: &Raft) -> Result<ReadIndexAnswer> {
+    match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        Ok(linearizer) => Ok(ReadIndexAnswer::Index(read_index(&linearizer))),
+        Err(RaftError::Fatal(fatal)) => Err(fatal_error(fatal)),
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => {
+            Ok(ReadIndexAnswer::NotLeader)
+        }
+        Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+            Ok(ReadIndexAnswer::NoQuorum)
+        }
+    }
+}
+
+fn read_index(
+    linearizer: &openraft::raft::linearizable_read::Linearizer<crate::types::TypeConfig>,
+) -> u64 {
+    index_of(Some(linearizer.read_log_id().log_id()))
+}
+
+async fn wait_applied(applied: &mut watch::Receiver<u64>, index: u64) -> bool {
+    applied.wait_for(|applied| *applied >= index).await.is_ok()
+}
+
+fn set_indexes(status: &mut Status, log: &LogStore, applied: &watch::Receiver<u64>) {
+    (status.last_log_index, status.committed_index) = log.last_and_committed();
+    status.applied_index = *applied.borrow();
+}
+
+fn raft_error(error: RaftError<crate::types::TypeConfig>) -> Error {
+    match error {
+        RaftError::Fatal(fatal) => fatal_error(fatal),
+        RaftError::APIError(never) => match never {},
+    }
+}
+
+#[cfg(test)]
+mod tests;

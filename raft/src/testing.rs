@@ -1,0 +1,429 @@
+//! Members for tests: a state machine that records what it is given, a log in a temporary folder,
+//! and a network of channels.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use kv_wal::fs::RealFs;
+use kv_wal::{Identity, Recovered, Wal};
+use parking_lot::{Condvar, Mutex};
+use tempfile::TempDir;
+
+use crate::error::PeerError;
+use crate::network::AnswerStream;
+use crate::{
+    Applied, ByteStream, CheckpointFuture, CommittedEntry, Config, EntryBody, Lane, NoPeers, Node,
+    PeerFuture, PeerTransport, ProposeError, Rpc, SnapshotSource, StateMachine, Status,
+};
+
+/// How long a test waits for what must happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a recording state machine holds, seen from outside.
+#[derive(Clone, Default)]
+pub(crate) struct Ledger {
+    book: Arc<Mutex<Book>>,
+    opened: Arc<Condvar>,
+}
+
+#[derive(Default)]
+struct Book {
+    now: Page,
+    /// What a restart finds.
+    durable: Page,
+    /// Entries given since the start of this process.
+    given: Vec<u64>,
+    shut: bool,
+    broken: bool,
+}
+
+/// One state of the machine.
+#[derive(Clone, Default)]
+struct Page {
+    applied: Applied,
+    commands: Vec<Bytes>,
+}
+
+impl Ledger {
+    /// All commands, in the order they were applied.
+    pub(crate) fn commands(&self) -> Vec<Bytes> {
+        self.book.lock().now.commands.clone()
+    }
+
+    pub(crate) fn applied_index(&self) -> u64 {
+        self.book.lock().now.applied.index
+    }
+
+    /// Indexes that apply was given since the start.
+    pub(crate) fn given(&self) -> Vec<u64> {
+        self.book.lock().given.clone()
+    }
+
+    /// Makes the present state what a restart finds.
+    pub(crate) fn persist(&self) {
+        let mut book = self.book.lock();
+        book.durable = book.now.clone();
+    }
+
+    /// Lets every apply wait until [`open`](Self::open).
+    pub(crate) fn shut(&self) {
+        self.book.lock().shut = true;
+    }
+
+    pub(crate) fn open(&self) {
+        self.book.lock().shut = false;
+        self.opened.notify_all();
+    }
+
+    /// Lets every apply fail.
+    pub(crate) fn break_down(&self) {
+        self.book.lock().broken = true;
+    }
+
+    /// The machine as a process that just started finds it.
+    pub(crate) fn machine(&self) -> Box<dyn StateMachine> {
+        let mut book = self.book.lock();
+        book.now = book.durable.clone();
+        book.given.clear();
+        drop(book);
+        Box::new(self.clone())
+    }
+}
+
+impl StateMachine for Ledger {
+    fn applied(&mut self) -> io::Result<Applied> {
+        Ok(self.book.lock().now.applied.clone())
+    }
+
+    fn apply(&mut self, entries: Vec<CommittedEntry>) -> io::Result<()> {
+        let mut book = self.book.lock();
+        while book.shut {
+            self.opened.wait(&mut book);
+        }
+        if book.broken {
+            return Err(io::Error::other("the ledger is broken"));
+        }
+        for entry in entries {
+            book.given.push(entry.index);
+            book.now.applied.index = entry.index;
+            book.now.applied.term = entry.term;
+            match entry.body {
+                EntryBody::Blank => {}
+                EntryBody::Commands(commands) => book.now.commands.extend(commands),
+                EntryBody::Membership {
+                    membership,
+                    command,
+                } => {
+                    book.now.applied.membership = membership;
+                    book.now.commands.extend(command);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> CheckpointFuture {
+        self.persist();
+        let applied = self.book.lock().durable.applied.clone();
+        Box::pin(std::future::ready(Ok(applied)))
+    }
+
+    fn snapshot(&mut self) -> io::Result<Box<dyn SnapshotSource>> {
+        let page = self.book.lock().now.clone();
+        Ok(Box::new(PageSource {
+            applied: page.applied,
+            commands: page.commands.into(),
+        }))
+    }
+
+    fn install(&mut self, applied: Applied, mut source: Box<dyn SnapshotSource>) -> io::Result<()> {
+        let mut commands = Vec::new();
+        while let Some(command) = source.next_chunk()? {
+            commands.push(command);
+        }
+        let mut book = self.book.lock();
+        book.now = Page { applied, commands };
+        book.durable = book.now.clone();
+        Ok(())
+    }
+}
+
+/// A page, a command a chunk.
+struct PageSource {
+    applied: Applied,
+    commands: std::collections::VecDeque<Bytes>,
+}
+
+impl SnapshotSource for PageSource {
+    fn applied(&self) -> Applied {
+        self.applied.clone()
+    }
+
+    fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+        Ok(self.commands.pop_front())
+    }
+}
+
+/// Opens the log in `dir`, or makes one.
+pub(crate) fn open_wal(dir: &Path, member_id: u64) -> (Wal, Recovered) {
+    let identity = Identity {
+        cluster_id: 7,
+        member_id,
+        incarnation: 1,
+    };
+    let mut config = kv_wal::Config::new(dir.join("wal"), identity);
+    config.segment_bytes = 1 << 20;
+    if Wal::exists(&config.dir, &RealFs).unwrap() {
+        return Wal::open(Arc::new(RealFs), config).unwrap();
+    }
+    let wal = Wal::create(Arc::new(RealFs), config).unwrap();
+    (wal, empty_recovered(identity))
+}
+
+/// What a log that was just created contains.
+pub(crate) fn empty_recovered(identity: Identity) -> Recovered {
+    let (vote, committed, purged, cut) = (None, None, None, None);
+    Recovered {
+        identity,
+        vote,
+        committed,
+        purged,
+        entries: Vec::new(),
+        cut,
+    }
+}
+
+/// A member that can be stopped and started over the same folder.
+pub(crate) struct Member {
+    pub(crate) id: u64,
+    pub(crate) config: Config,
+    pub(crate) ledger: Ledger,
+    pub(crate) dir: TempDir,
+    transport: Arc<dyn PeerTransport>,
+    running: Option<(Node, Wal)>,
+}
+
+impl Member {
+    /// A member alone; its cluster is not yet initialized.
+    pub(crate) fn alone(config: Config) -> Member {
+        Member::new(config, Arc::new(NoPeers))
+    }
+
+    pub(crate) fn new(config: Config, transport: Arc<dyn PeerTransport>) -> Member {
+        let dir = tempfile::tempdir().unwrap();
+        let (id, ledger) = (config.member_id, Ledger::default());
+        Member {
+            id,
+            config,
+            ledger,
+            dir,
+            transport,
+            running: None,
+        }
+    }
+
+    /// A member of a cluster of one that leads.
+    pub(crate) async fn leading(config: Config) -> Member {
+        let mut member = Member::alone(config);
+        member.start().await;
+        member.node().initialize(&[member.id]).await.unwrap();
+        member
+            .wait_status(|status| status.leader == Some(status.voters[0]))
+            .await;
+        member
+    }
+
+    pub(crate) async fn start(&mut self) -> Node {
+        let (wal, recovered) = open_wal(self.dir.path(), self.id);
+        let machine = self.ledger.machine();
+        let transport = self.transport.clone();
+        let node = Node::start(
+            self.config.clone(),
+            wal.clone(),
+            recovered,
+            machine,
+            transport,
+        )
+        .await
+        .unwrap();
+        self.running = Some((node.clone(), wal));
+        node
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        let (node, wal) = self.running.take().unwrap();
+        node.shutdown().await.unwrap();
+        tokio::task::spawn_blocking(move || wal.close().unwrap())
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn restart(&mut self) {
+        self.stop().await;
+        self.start().await;
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        &self.running.as_ref().unwrap().0
+    }
+
+    pub(crate) async fn wait_status(&self, mut condition: impl FnMut(&Status) -> bool) -> Status {
+        let mut status = self.node().watch_status();
+        let found = tokio::time::timeout(PATIENCE, status.wait_for(&mut condition)).await;
+        found
+            .expect("the status never became what it must")
+            .unwrap()
+            .clone()
+    }
+
+    /// Proposes `command` and waits until it is applied here.
+    pub(crate) async fn put(&self, command: impl Into<Bytes>) {
+        let command = command.into();
+        let refused = self.propose(vec![command.clone()]);
+        let mut applied = self.node().watch_applied();
+        let done = async {
+            applied
+                .wait_for(|_| self.ledger.commands().contains(&command))
+                .await
+                .unwrap();
+        };
+        tokio::select! {
+            () = done => {}
+            Ok(error) = refused => panic!("{command:?} was refused: {error}"),
+            () = tokio::time::sleep(PATIENCE) => panic!("{command:?} was never applied"),
+        }
+    }
+
+    /// Proposes `commands`; the receiver yields the refusal, or an error if there is none.
+    pub(crate) fn propose(
+        &self,
+        commands: Vec<Bytes>,
+    ) -> tokio::sync::oneshot::Receiver<ProposeError> {
+        let (sender, refused) = tokio::sync::oneshot::channel();
+        self.node()
+            .propose(commands, Box::new(move |error| drop(sender.send(error))));
+        refused
+    }
+}
+
+/// Fast timers, for tests that wait for elections.
+pub(crate) fn fast_config(member_id: u64) -> Config {
+    Config {
+        member_id,
+        election_timeout: Duration::from_millis(500),
+        heartbeat_interval: Duration::from_millis(50),
+        ..Config::default()
+    }
+}
+
+/// Connects nodes of this process; links can be cut.
+#[derive(Clone, Default)]
+pub(crate) struct Links {
+    state: Arc<Mutex<LinkState>>,
+}
+
+#[derive(Default)]
+struct LinkState {
+    nodes: BTreeMap<u64, Node>,
+    isolated: BTreeSet<u64>,
+}
+
+impl Links {
+    pub(crate) fn connect(&self, id: u64, node: Node) {
+        self.state.lock().nodes.insert(id, node);
+    }
+
+    pub(crate) fn disconnect(&self, id: u64) {
+        self.state.lock().nodes.remove(&id);
+    }
+
+    /// Cuts a member off from all others, both ways.
+    pub(crate) fn isolate(&self, id: u64) {
+        self.state.lock().isolated.insert(id);
+    }
+
+    pub(crate) fn heal(&self) {
+        self.state.lock().isolated.clear();
+    }
+
+    pub(crate) fn transport(&self, from: u64) -> Arc<dyn PeerTransport> {
+        Arc::new(Link {
+            from,
+            links: self.clone(),
+        })
+    }
+
+    fn route(&self, from: u64, to: u64) -> Result<Node, PeerError> {
+        let state = self.state.lock();
+        let cut = state.isolated.contains(&from) || state.isolated.contains(&to);
+        let node = state.nodes.get(&to).filter(|_| !cut).cloned();
+        node.ok_or_else(|| PeerError::Unreachable(format!("no link from {from} to {to}")))
+    }
+}
+
+struct Link {
+    from: u64,
+    links: Links,
+}
+
+impl PeerTransport for Link {
+    fn call(
+        &self,
+        peer: u64,
+        rpc: Rpc,
+        request: Bytes,
+        timeout: Duration,
+    ) -> PeerFuture<'_, Bytes> {
+        Box::pin(async move {
+            let node = self.links.route(self.from, peer)?;
+            let answer = tokio::time::timeout(timeout, node.answer(rpc, request))
+                .await
+                .map_err(|_| PeerError::Timeout)?
+                .map_err(|error| PeerError::Answer(error.to_string()))?;
+            self.links.route(self.from, peer)?;
+            Ok(answer)
+        })
+    }
+
+    fn append_stream(
+        &self,
+        peer: u64,
+        _: Lane,
+        requests: ByteStream,
+        _: Duration,
+    ) -> PeerFuture<'_, AnswerStream> {
+        Box::pin(async move {
+            let node = self.links.route(self.from, peer)?;
+            let (links, from) = (self.links.clone(), self.from);
+            let passing =
+                requests.take_while(move |_| std::future::ready(links.route(from, peer).is_ok()));
+            let answers = node.answer_append_stream(Box::pin(passing));
+            let (links, from) = (self.links.clone(), self.from);
+            let answers = answers
+                .map(move |answer| links.route(from, peer).map(|_| answer))
+                .chain(stream::iter([Err(PeerError::Unreachable(
+                    "the stream ended".into(),
+                ))]));
+            Ok(Box::pin(answers) as AnswerStream)
+        })
+    }
+
+    fn snapshot(
+        &self,
+        peer: u64,
+        header: Bytes,
+        source: Box<dyn SnapshotSource>,
+    ) -> PeerFuture<'_, Bytes> {
+        Box::pin(async move {
+            let node = self.links.route(self.from, peer)?;
+            node.answer_snapshot(header, source)
+                .await
+                .map_err(|error| PeerError::Answer(error.to_string()))
+        })
+    }
+}

@@ -1,0 +1,743 @@
+//! The one writer of a log: batches what is queued, one write and at most one fsync for each batch, then completions.
+//!
+//! Also owned here: when a segment ends, when the next one is made ready, which old ones go.
+//! Invariants:
+//! - A batch that needs an fsync is fsynced before the next one is written, and before a new segment exists; so the
+//!   only bytes a power cut can take are behind the newest fsync of the newest segment.
+//! - Each batch header names what was fsynced before it (`durable`). When the queue is empty and the newest batch has
+//!   no successor to say so of it, an empty batch is written, without an fsync: from then on replay can tell damage in
+//!   any acknowledged batch from a torn write.
+//! - A failed write or fsync is final: what is waiting gets the error, and nothing is ever written again.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::fs::{File, Fs};
+use crate::record::{BATCH_HEADER_LEN, BatchHeader, RECORD_ALIGN, Record};
+use crate::segment::{self, HEADER_LEN, Identity, SegmentHeader};
+use crate::state::Place;
+use crate::wal::{Completion, Config, FsyncBatch, Item, OpenSegment, Shared, Sync};
+
+/// A batch is closed when it has this many bytes; a single larger record still makes a batch.
+const BATCH_BYTES_MAX: u64 = 4 << 20;
+/// The next segment is prepared when a quarter of the current one is used, or this much of a large one.
+const PREPARE_AFTER_BYTES: u64 = 4 << 20;
+/// How long the queue must stay empty before loose ends are tied.
+pub(crate) const IDLE_MOMENT: Duration = Duration::from_millis(2);
+/// How long after a failed preparation of the next segment it is tried again.
+const PREPARATION_RETRY: Duration = Duration::from_secs(1);
+/// The encoding buffer is given back when a batch left it larger than this.
+const BUFFER_BYTES_KEPT: usize = 1 << 20;
+
+/// Name of the file that becomes the next segment.
+const NEXT_NAME: &str = "next.tmp";
+/// Name of the file that becomes a segment for one record that no ordinary segment can hold.
+const LARGE_NAME: &str = "large.tmp";
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Something was done; there may be more.
+    Progress,
+    /// There is nothing to do.
+    Idle,
+    /// The log has failed; see [`failed`](crate::Wal::failed).
+    Failed,
+}
+
+/// A segment that is full.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    pub(crate) sequence: u64,
+    pub(crate) file_len: u64,
+    /// The greatest index of an entry in it.
+    pub(crate) max_index: Option<u64>,
+}
+
+/// The newest segment, which is written to.
+pub(crate) struct Tail {
+    pub(crate) segment: OpenSegment,
+    pub(crate) sequence: u64,
+    pub(crate) file_len: u64,
+    /// The header's crc.
+    pub(crate) seed: u32,
+    /// Where the next batch goes.
+    pub(crate) end: u64,
+    /// What the next batch continues.
+    pub(crate) crc: u32,
+    /// Everything below has been fsynced.
+    pub(crate) durable: u64,
+    /// The greatest `durable` that a batch header in the file names.
+    pub(crate) proven: u64,
+    /// The greatest index of an entry in it.
+    pub(crate) max_index: Option<u64>,
+}
+
+impl Tail {
+    fn room(&self) -> u64 {
+        (self.file_len - self.end).saturating_sub(BATCH_HEADER_LEN as u64)
+    }
+}
+
+/// Where a next segment comes from, and how far it is.
+pub(crate) struct Preparation {
+    background: bool,
+    state: PreparationState,
+}
+
+enum PreparationState {
+    None,
+    Running(JoinHandle<Result<Arc<dyn File>>>),
+    Ready(Arc<dyn File>),
+    Failed(Instant),
+}
+
+impl Preparation {
+    /// On a thread of its own, while the log goes on.
+    pub(crate) fn in_background() -> Preparation {
+        Preparation {
+            background: true,
+            state: PreparationState::None,
+        }
+    }
+
+    /// Inside the step that asks for it, so that every operation happens in a fixed order.
+    pub(crate) fn inline() -> Preparation {
+        Preparation {
+            background: false,
+            state: PreparationState::None,
+        }
+    }
+}
+
+/// What one batch is made of.
+#[derive(Default)]
+struct Selection {
+    records: Vec<Record>,
+    done: Vec<Completion>,
+    needs_fsync: bool,
+    /// Bytes that the finished calls held in the queue.
+    freed: u64,
+}
+
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+    segment_bytes: u64,
+    identity: Identity,
+    preparation: Preparation,
+    sealed: VecDeque<Sealed>,
+    tail: Tail,
+    /// Completions of records that are written and not fsynced.
+    waiting: Vec<Completion>,
+    unsynced: FsyncBatch,
+    buffer: Vec<u8>,
+    failed: bool,
+}
+
+impl Writer {
+    /// The writer of a new log, whose first segment is durable when this returns.
+    pub(crate) fn create(
+        fs: Arc<dyn Fs>,
+        config: &Config,
+        preparation: Preparation,
+        shared: Arc<Shared>,
+    ) -> Result<Writer> {
+        if let Some(parent) = config
+            .dir
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            fs.sync_dir(parent)
+                .map_err(|error| Error::io("sync", parent, error))?;
+        }
+        let next = config.dir.join(NEXT_NAME);
+        let file = segment::prepare(&*fs, &next, config.segment_bytes)?;
+        let header = SegmentHeader {
+            sequence: 1,
+            next_index: 0,
+            identity: config.identity,
+            file_len: config.segment_bytes,
+            previous_end: 0,
+            previous_crc: 0,
+        };
+        let tail = start_segment(&*fs, &config.dir, &next, file, header, &[])?;
+        Ok(Writer::new(
+            fs,
+            config,
+            preparation,
+            shared,
+            VecDeque::new(),
+            tail,
+        ))
+    }
+
+    /// The writer of a log that was replayed and whose tail is settled.
+    pub(crate) fn resume(
+        fs: Arc<dyn Fs>,
+        config: &Config,
+        preparation: Preparation,
+        shared: Arc<Shared>,
+        sealed: VecDeque<Sealed>,
+        tail: Tail,
+    ) -> Result<Writer> {
+        let large = config.dir.join(LARGE_NAME);
+        match fs.remove(&large) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &large, error));
+            }
+            _ => {}
+        }
+        // The process that made the newest segment may have died before its name was durable.
+        fs.sync_dir(&config.dir)
+            .map_err(|error| Error::io("sync", &config.dir, error))?;
+        Ok(Writer::new(fs, config, preparation, shared, sealed, tail))
+    }
+
+    fn new(
+        fs: Arc<dyn Fs>,
+        config: &Config,
+        preparation: Preparation,
+        shared: Arc<Shared>,
+        sealed: VecDeque<Sealed>,
+        tail: Tail,
+    ) -> Writer {
+        shared
+            .segments
+            .write()
+            .insert(tail.sequence, tail.segment.clone());
+        let writer = Writer {
+            shared,
+            fs,
+            dir: config.dir.clone(),
+            segment_bytes: config.segment_bytes,
+            identity: config.identity,
+            preparation,
+            sealed,
+            tail,
+            waiting: Vec::new(),
+            unsynced: FsyncBatch {
+                records: 0,
+                bytes: 0,
+            },
+            buffer: Vec::new(),
+            failed: false,
+        };
+        writer.publish_size();
+        writer
+    }
+
+    /// Writes one batch, removes old segments, or ties loose ends, whichever comes first.
+    pub(crate) fn step(&mut self) -> Step {
+        if self.failed {
+            return Step::Failed;
+        }
+        let mut items = self.take_items();
+        let outcome = match items.front() {
+            None => self.tie_loose_ends(),
+            Some(Item::PurgeFiles { below_index }) => {
+                self.purge_files(*below_index).map(|()| Step::Progress)
+            }
+            Some(Item::Append { .. }) => self.write_batch(&mut items).map(|()| Step::Progress),
+        };
+        match outcome {
+            Ok(step) => step,
+            Err(error) => {
+                self.fail(&error, items);
+                Step::Failed
+            }
+        }
+    }
+
+    /// When there is something to do although nothing is queued: how long to wait for better things first.
+    pub(crate) fn wake_after(&self) -> Option<Duration> {
+        if self.has_unproven() {
+            Some(IDLE_MOMENT)
+        } else if let PreparationState::Failed(_) = self.preparation.state {
+            Some(PREPARATION_RETRY)
+        } else {
+            None
+        }
+    }
+
+    /// Makes all that was written durable, and provably so. The last call on a log that is closed.
+    pub(crate) fn finish(&mut self) {
+        if let PreparationState::Running(thread) =
+            std::mem::replace(&mut self.preparation.state, PreparationState::None)
+        {
+            // Its file stays under its temporary name and serves the next life of this log.
+            let _ = thread.join();
+        }
+        if self.failed {
+            return;
+        }
+        let outcome = self.sync_if_needed().and_then(|()| {
+            if self.has_unproven() {
+                self.write(&[], &mut Vec::new())?;
+                self.sync_if_needed()?;
+            }
+            Ok(())
+        });
+        if let Err(error) = outcome {
+            self.fail(&error, VecDeque::new());
+        }
+    }
+
+    /// Takes what fits one batch from the queue: calls to append, or one call to purge.
+    fn take_items(&self) -> VecDeque<Item> {
+        let mut queue = self.shared.queue.lock();
+        let mut total = 0;
+        let mut count = 0;
+        for item in &queue.items {
+            match item {
+                Item::Append { bytes, .. } if count == 0 || total + bytes <= BATCH_BYTES_MAX => {
+                    total += bytes
+                }
+                Item::PurgeFiles { .. } if count == 0 => {
+                    count = 1;
+                    break;
+                }
+                _ => break,
+            }
+            count += 1;
+        }
+        queue.items.drain(..count).collect()
+    }
+
+    /// Writes as many of the records in `items` as the segment takes, and puts the rest back into the queue.
+    fn write_batch(&mut self, items: &mut VecDeque<Item>) -> Result<()> {
+        if let Some(Item::Append { records, .. }) = items.front()
+            && let Some(first) = records.front()
+        {
+            let need = first.encoded_len() as u64;
+            if need > self.tail.room() {
+                self.rotate(need)?;
+            }
+        }
+        let mut selection = select(items, self.tail.room());
+        if !items.is_empty() {
+            let mut queue = self.shared.queue.lock();
+            while let Some(item) = items.pop_back() {
+                queue.items.push_front(item);
+            }
+        }
+        if !selection.records.is_empty() {
+            self.write(&selection.records, &mut selection.done)?;
+        }
+        self.waiting.append(&mut selection.done);
+        if selection.needs_fsync {
+            self.sync()?;
+        }
+        self.shared.release(selection.freed);
+        self.prepare_next();
+        Ok(())
+    }
+
+    /// Writes one batch and makes its records readable. On an error `done` joins what is waiting for it.
+    fn write(&mut self, records: &[Record], done: &mut Vec<Completion>) -> Result<()> {
+        let mut places = Vec::with_capacity(records.len());
+        let crc = encode_batch(&self.tail, records, &mut self.buffer, &mut places);
+        let tail = &mut self.tail;
+        if let Err(error) = tail.segment.file.write_at(&self.buffer, tail.end) {
+            self.waiting.append(done);
+            return Err(Error::io("write", &tail.segment.path, error));
+        }
+        tail.end += self.buffer.len() as u64;
+        tail.crc = crc;
+        tail.proven = tail.durable;
+        self.unsynced.records += records.len() as u64;
+        self.unsynced.bytes += self.buffer.len() as u64;
+        let mut state = self.shared.state.write();
+        for (record, place) in records.iter().zip(places) {
+            state
+                .apply(record.as_ref(), place)
+                .unwrap_or_else(|refused| {
+                    panic!("a queued record was checked against the same bounds: {refused:?}")
+                });
+            if let Record::Entry { index, .. } = record {
+                tail.max_index = tail.max_index.max(Some(*index));
+            }
+        }
+        let last_index = state.last_index();
+        drop(state);
+        // A truncation takes effect at once; what is appended behind it counts after its fsync.
+        self.shared
+            .flushed_index
+            .fetch_min(last_index, Ordering::AcqRel);
+        self.buffer.clear();
+        self.buffer.shrink_to(BUFFER_BYTES_KEPT);
+        Ok(())
+    }
+
+    fn sync_if_needed(&mut self) -> Result<()> {
+        if self.tail.end > self.tail.durable || !self.waiting.is_empty() {
+            self.sync()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// One fsync, then everything that waits for it.
+    fn sync(&mut self) -> Result<()> {
+        let tail = &mut self.tail;
+        let started = Instant::now();
+        tail.segment
+            .file
+            .sync_data()
+            .map_err(|error| Error::io("sync", &tail.segment.path, error))?;
+        let took = started.elapsed();
+        tail.durable = tail.end;
+        self.shared
+            .flushed_index
+            .store(self.shared.state.read().last_index(), Ordering::Release);
+        let batch = std::mem::replace(
+            &mut self.unsynced,
+            FsyncBatch {
+                records: 0,
+                bytes: 0,
+            },
+        );
+        if let Some(observer) = &*self.shared.fsync_observer.read() {
+            observer(took, batch);
+        }
+        for done in self.waiting.drain(..) {
+            done(Ok(()));
+        }
+        Ok(())
+    }
+
+    fn has_unproven(&self) -> bool {
+        self.tail.proven < self.tail.durable
+            && self.tail.file_len - self.tail.end >= BATCH_HEADER_LEN as u64
+    }
+
+    /// What is done while nothing is queued.
+    fn tie_loose_ends(&mut self) -> Result<Step> {
+        let unproven = self.has_unproven();
+        if unproven {
+            self.write(&[], &mut Vec::new())?;
+        }
+        self.prepare_next();
+        Ok(if unproven { Step::Progress } else { Step::Idle })
+    }
+
+    /// Ends the current segment and starts one that takes a record of `need` bytes.
+    fn rotate(&mut self, need: u64) -> Result<()> {
+        self.sync_if_needed()?;
+        let state = self.shared.state.read();
+        let repeated: Vec<Record> = [
+            state.vote.clone().map(Record::Vote),
+            state.committed.clone().map(Record::Committed),
+            state
+                .bounds
+                .purged
+                .map(|(index, term)| Record::Purge { index, term }),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let next_index = state.bounds.next.unwrap_or(0);
+        drop(state);
+
+        let repeated_len: usize = repeated.iter().map(Record::encoded_len).sum();
+        let least = (HEADER_LEN + 2 * BATCH_HEADER_LEN + repeated_len) as u64 + need;
+        let (temporary, file_len, file) = if least <= self.segment_bytes {
+            (
+                self.dir.join(NEXT_NAME),
+                self.segment_bytes,
+                self.take_prepared()?,
+            )
+        } else {
+            let path = self.dir.join(LARGE_NAME);
+            let len = least.next_multiple_of(4096);
+            let file = segment::prepare(&*self.fs, &path, len)?;
+            (path, len, file)
+        };
+        let header = SegmentHeader {
+            sequence: self.tail.sequence + 1,
+            next_index,
+            identity: self.identity,
+            file_len,
+            previous_end: self.tail.end,
+            previous_crc: self.tail.crc,
+        };
+        let tail = start_segment(&*self.fs, &self.dir, &temporary, file, header, &repeated)?;
+        self.shared
+            .segments
+            .write()
+            .insert(tail.sequence, tail.segment.clone());
+        let full = std::mem::replace(&mut self.tail, tail);
+        tracing::debug!(segment = %full.segment.path.display(), bytes = full.end, "log segment is full");
+        self.sealed.push_back(Sealed {
+            sequence: full.sequence,
+            file_len: full.file_len,
+            max_index: full.max_index,
+        });
+        self.publish_size();
+        Ok(())
+    }
+
+    /// The prepared segment, waiting for it or making it now if need be.
+    fn take_prepared(&mut self) -> Result<Arc<dyn File>> {
+        match std::mem::replace(&mut self.preparation.state, PreparationState::None) {
+            PreparationState::Ready(file) => return Ok(file),
+            PreparationState::Running(thread) => {
+                if let Ok(Ok(file)) = thread.join() {
+                    return Ok(file);
+                }
+            }
+            PreparationState::None | PreparationState::Failed(_) => {}
+        }
+        let file = segment::prepare(&*self.fs, &self.dir.join(NEXT_NAME), self.segment_bytes)?;
+        *self.shared.preparation_error.lock() = None;
+        Ok(file)
+    }
+
+    /// Starts to prepare the next segment when it is time, and sees whether one that was started is done.
+    fn prepare_next(&mut self) {
+        let due = match std::mem::replace(&mut self.preparation.state, PreparationState::None) {
+            PreparationState::Running(thread) if thread.is_finished() => {
+                let outcome = thread.join().unwrap_or_else(|_| {
+                    Err(Error::WriterPanicked {
+                        what: "while preparing the next segment".to_owned(),
+                    })
+                });
+                return self.prepared(outcome);
+            }
+            PreparationState::None => {
+                self.tail.end >= (self.segment_bytes / 4).min(PREPARE_AFTER_BYTES)
+            }
+            PreparationState::Failed(at)
+                if !self.preparation.background || at.elapsed() >= PREPARATION_RETRY =>
+            {
+                true
+            }
+            other => {
+                self.preparation.state = other;
+                return;
+            }
+        };
+        if !due {
+            return;
+        }
+        let (fs, path, len) = (
+            Arc::clone(&self.fs),
+            self.dir.join(NEXT_NAME),
+            self.segment_bytes,
+        );
+        if !self.preparation.background {
+            let outcome = segment::prepare(&*fs, &path, len);
+            return self.prepared(outcome);
+        }
+        let shared = Arc::clone(&self.shared);
+        let started = thread::Builder::new()
+            .name("wal-prepare".to_owned())
+            .spawn(move || {
+                let outcome = segment::prepare(&*fs, &path, len);
+                *shared.preparation_error.lock() = outcome.as_ref().err().cloned();
+                outcome
+            });
+        match started {
+            Ok(thread) => self.preparation.state = PreparationState::Running(thread),
+            Err(error) => self.prepared(Err(Error::io(
+                "start the thread that prepares",
+                &self.dir,
+                error,
+            ))),
+        }
+    }
+
+    fn prepared(&mut self, outcome: Result<Arc<dyn File>>) {
+        match outcome {
+            Ok(file) => {
+                *self.shared.preparation_error.lock() = None;
+                self.preparation.state = PreparationState::Ready(file);
+                self.publish_size();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot prepare the next log segment");
+                *self.shared.preparation_error.lock() = Some(error);
+                self.preparation.state = PreparationState::Failed(Instant::now());
+            }
+        }
+    }
+
+    /// Removes full segments whose entries are all below `below_index` and durably purged, oldest first.
+    fn purge_files(&mut self, below_index: u64) -> Result<()> {
+        self.sync_if_needed()?;
+        let Some((purged, _)) = self.shared.state.read().bounds.purged else {
+            return Ok(());
+        };
+        let below = below_index.min(purged + 1);
+        while let Some(oldest) = self.sealed.front()
+            && oldest.max_index.is_none_or(|max| max < below)
+        {
+            let Some(segment) = self.shared.segments.write().remove(&oldest.sequence) else {
+                break;
+            };
+            if let Err(error) = self.discard(&segment, oldest.file_len) {
+                // Nothing is lost by a segment too many, and the next call tries again.
+                tracing::warn!(%error, "cannot remove a purged log segment");
+                self.shared
+                    .segments
+                    .write()
+                    .insert(oldest.sequence, segment);
+                break;
+            }
+            self.sealed.pop_front();
+        }
+        self.publish_size();
+        Ok(())
+    }
+
+    /// Removes a segment's file, or keeps its blocks for the next segment if nobody reads it. Durable on return, so
+    /// that segments disappear in order whatever the file system does, and before their blocks are written over.
+    fn discard(&self, segment: &OpenSegment, file_len: u64) -> Result<()> {
+        let unread = Arc::strong_count(&segment.file) == 1;
+        if unread
+            && file_len == self.segment_bytes
+            && matches!(self.preparation.state, PreparationState::None)
+        {
+            let next = self.dir.join(NEXT_NAME);
+            self.fs
+                .rename(&segment.path, &next)
+                .map_err(|error| Error::io("rename", &segment.path, error))?;
+        } else {
+            self.fs
+                .remove(&segment.path)
+                .map_err(|error| Error::io("remove", &segment.path, error))?;
+        }
+        self.fs
+            .sync_dir(&self.dir)
+            .map_err(|error| Error::io("sync", &self.dir, error))
+    }
+
+    fn publish_size(&self) {
+        let prepared = if let PreparationState::Ready(_) = self.preparation.state {
+            self.segment_bytes
+        } else {
+            0
+        };
+        let sealed: u64 = self.sealed.iter().map(|sealed| sealed.file_len).sum();
+        self.shared
+            .size_bytes
+            .store(sealed + self.tail.file_len + prepared, Ordering::Relaxed);
+    }
+
+    fn fail(&mut self, error: &Error, items: VecDeque<Item>) {
+        self.failed = true;
+        tracing::error!(%error, "the log cannot go on");
+        let mut unanswered = std::mem::take(&mut self.waiting);
+        unanswered.extend(items.into_iter().filter_map(|item| match item {
+            Item::Append { done, .. } => done,
+            Item::PurgeFiles { .. } => None,
+        }));
+        self.shared.fail(error, unanswered);
+    }
+}
+
+/// Moves the records that fit `room` out of `items`, with the completions of the calls that are thereby whole.
+fn select(items: &mut VecDeque<Item>, room: u64) -> Selection {
+    let mut selection = Selection::default();
+    let mut len = 0;
+    while let Some(Item::Append {
+        records,
+        bytes,
+        sync,
+        done,
+    }) = items.front_mut()
+    {
+        selection.needs_fsync |= *sync == Sync::Yes;
+        while let Some(record) = records.front() {
+            len += record.encoded_len() as u64;
+            if len > room {
+                return selection;
+            }
+            selection.records.extend(records.pop_front());
+        }
+        selection.done.extend(done.take());
+        selection.freed += *bytes;
+        items.pop_front();
+    }
+    selection
+}
+
+/// Encodes a batch into `buffer`, notes where each record comes to lie, and returns the last crc.
+fn encode_batch(
+    tail: &Tail,
+    records: &[Record],
+    buffer: &mut Vec<u8>,
+    places: &mut Vec<Place>,
+) -> u32 {
+    let len: usize = records.iter().map(Record::encoded_len).sum();
+    assert!(
+        len.is_multiple_of(RECORD_ALIGN),
+        "records of {len} bytes are not aligned to {RECORD_ALIGN}"
+    );
+    let header = BatchHeader {
+        len: u32::try_from(len).expect("a batch is bounded by its segment or by one record"),
+        offset: tail.end,
+        durable: tail.durable,
+        previous_crc: tail.crc,
+    };
+    let (header, mut crc) = header.encode(tail.seed);
+    buffer.clear();
+    buffer.reserve(BATCH_HEADER_LEN + len);
+    buffer.extend_from_slice(&header);
+    for record in records {
+        let offset = tail.end + buffer.len() as u64;
+        places.push(Place {
+            segment: tail.sequence,
+            offset,
+            previous_crc: crc,
+        });
+        crc = record.encode(crc, buffer);
+    }
+    crc
+}
+
+/// Writes header and state into a file of zeros, makes them durable, and makes the file the newest segment.
+fn start_segment(
+    fs: &dyn Fs,
+    dir: &Path,
+    temporary: &Path,
+    file: Arc<dyn File>,
+    header: SegmentHeader,
+    repeated: &[Record],
+) -> Result<Tail> {
+    let (header_bytes, seed) = header.encode();
+    let path = segment::path(dir, header.sequence);
+    let mut tail = Tail {
+        segment: OpenSegment { path, file },
+        sequence: header.sequence,
+        file_len: header.file_len,
+        seed,
+        end: HEADER_LEN as u64,
+        crc: seed,
+        durable: HEADER_LEN as u64,
+        proven: HEADER_LEN as u64,
+        max_index: None,
+    };
+    let mut batch = Vec::new();
+    tail.crc = encode_batch(&tail, repeated, &mut batch, &mut Vec::new());
+    let bytes = [&header_bytes[..], &batch].concat();
+    let OpenSegment { path, file } = &tail.segment;
+    file.write_at(&bytes, 0)
+        .map_err(|error| Error::io("write", temporary, error))?;
+    file.sync_data()
+        .map_err(|error| Error::io("sync", temporary, error))?;
+    fs.rename(temporary, path)
+        .map_err(|error| Error::io("rename", temporary, error))?;
+    fs.sync_dir(dir)
+        .map_err(|error| Error::io("sync", dir, error))?;
+    tail.end = bytes.len() as u64;
+    tail.durable = tail.end;
+    tail.proven = tail.end;
+    Ok(tail)
+}
