@@ -14,7 +14,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kv_proto::key_range::KeyRange;
 use kv_proto::mvccpb::KeyValue;
 
 use crate::backend::Keyspace;
@@ -199,10 +198,16 @@ impl Store {
         }
         let mut missing: Vec<usize> = (0..records.len()).filter(|position| records[*position].is_none()).collect();
         missing.sort_unstable_by_key(|position| revisions[*position]);
-        missing.dedup_by_key(|position| revisions[*position]);
-        let keys: Vec<RevKey> = missing.iter().map(|position| revisions[*position].key(Change::Put)).collect();
-        for (position, record) in missing.into_iter().zip(self.backend.get_revisions(&keys)?) {
-            records[position] = record;
+        let mut keys: Vec<RevKey> = missing.iter().map(|position| revisions[*position].key(Change::Put)).collect();
+        keys.dedup();
+        let found = self.backend.get_revisions(&keys)?;
+        let mut at = 0;
+        for position in missing {
+            // Both ascend; a revision asked for twice has one key.
+            while keys[at][..] != revisions[position].key(Change::Put)[..] {
+                at += 1;
+            }
+            records[position] = found[at].clone();
         }
         Ok(records)
     }
@@ -483,11 +488,6 @@ pub(crate) fn from_index(hit: &Hit) -> KeyValue {
         value: Bytes::new(),
         lease: 0,
     }
-}
-
-/// The range that a walk over `range` needs, a single key included.
-pub(crate) fn contains_any(range: &KeyRange) -> bool {
-    !range.is_empty()
 }
 
 pub(crate) fn to_count(keys: usize) -> i64 {
