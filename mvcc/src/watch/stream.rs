@@ -2,8 +2,8 @@
 //!
 //! A stream owns its watchers. Those that are *live* share the stream's position in the hub's ring; the
 //! others are *behind* and each has a cursor of its own. [`WatchStream::try_next`] makes one response at a
-//! time: first what is ready, then what a read of the store brought, then live events revision by revision,
-//! then it moves watchers that are behind. Nothing is made ahead of the consumer, so a stalled stream holds
+//! time: first what is ready, then what a read of the store brought, then it moves watchers that are behind,
+//! then it takes live events revision by revision. Nothing is made ahead of the consumer, so a stalled stream holds
 //! at most the responses of one revision, one chunk of history, and the answers to its own requests.
 //!
 //! The store is read by a job on the caller's blocking pool, one per stream at a time, for a cohort of
@@ -45,6 +45,9 @@ pub const NO_WATCH_ID: i64 = -1;
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+
+/// Progress requests that may wait at once; the client repeats what is dropped.
+const PROGRESS_REQUESTS_MAX: usize = 1024;
 
 /// Runs a job that may block on the engine, elsewhere; a job that is dropped instead fails the stream.
 pub type Spawn = Arc<dyn Fn(Box<dyn FnOnce() + Send>) + Send + Sync>;
@@ -139,8 +142,8 @@ struct StreamState {
     /// Watchers that are not live and not in the cohort being read, in turn.
     behind: VecDeque<Member>,
     reading: Reading,
-    /// A progress request waits until everything up to this revision was delivered.
-    progress_target: Option<i64>,
+    /// Progress requests, each waiting until everything up to its revision was delivered. Ascending.
+    progress_targets: VecDeque<i64>,
     tick_due: bool,
     tick_at: Instant,
     progress_watchers: usize,
@@ -181,7 +184,7 @@ impl WatchStream {
             ready: VecDeque::new(),
             behind: VecDeque::new(),
             reading: Reading::None,
-            progress_target: None,
+            progress_targets: VecDeque::new(),
             tick_due: false,
             tick_at: Instant::now() + options.progress_interval,
             progress_watchers: 0,
@@ -233,8 +236,9 @@ impl WatchStream {
     pub fn request_progress(&self) {
         let current = self.shared.history.current();
         let mut state = self.shared.state.lock();
-        // A request on the way already is answered at its own revision, no later one waits behind it.
-        state.progress_target.get_or_insert(current);
+        if state.progress_targets.len() < PROGRESS_REQUESTS_MAX {
+            state.progress_targets.push_back(current);
+        }
         drop(state);
         self.shared.signal.notify.notify_one();
     }
@@ -423,17 +427,26 @@ impl Shared {
                 self.take_read(state);
                 continue;
             }
+            // Before live events, which under load never end.
+            if let Some(job) = self.catch_up(state) {
+                return Ok(Next::Read(job));
+            }
+            if !state.ready.is_empty() {
+                continue;
+            }
             match self.hub.advance(&self.signal) {
-                Step::Deliver(events) => state.deliver(&events, &self.options),
+                Step::Deliver(events) => {
+                    state.deliver(&events, &self.options);
+                    state.report_progress(events.revision());
+                }
                 Step::Resync(from) => self.fall_behind(state, from),
                 Step::Idle(through) => {
-                    if let Some(job) = self.catch_up(state) {
-                        return Ok(Next::Read(job));
-                    }
+                    state.report_progress(through);
                     if state.ready.is_empty() {
-                        self.report_progress(state, through);
-                    }
-                    if state.ready.is_empty() {
+                        if let Some(&revision) = state.progress_targets.front() {
+                            // Visible to readers, and about to be published.
+                            self.hub.wait_published(&self.signal, revision);
+                        }
                         return Ok(Next::Idle);
                     }
                 }
@@ -460,7 +473,9 @@ impl Shared {
         if !matches!(state.reading, Reading::None) {
             return None;
         }
-        for _ in 0..state.behind.len() {
+        let mut unseen = state.behind.len();
+        while unseen > 0 {
+            unseen -= 1;
             let member = state.behind.pop_front()?;
             let Some(watcher) = state.watcher(member) else {
                 continue;
@@ -471,6 +486,7 @@ impl Shared {
                 Place::Wait => state.behind.push_back(member),
                 Place::Ring { revisions, through, current } => {
                     state.behind.push_front(member);
+                    unseen += 1;
                     state.catch_up_from_ring(member, revisions, through, current, &self.options);
                     if !state.ready.is_empty() {
                         return None;
@@ -559,32 +575,6 @@ impl Shared {
         }
     }
 
-    /// Answers progress requests and ticks; all events of live watchers up to `through` are delivered.
-    fn report_progress(&self, state: &mut StreamState, through: i64) {
-        if let Some(target) = state.progress_target {
-            if through < target && state.all_reached(target) {
-                // Visible to readers, and about to be published.
-                self.hub.wait_published(&self.signal, target);
-            } else {
-                state.progress_target = None;
-                if state.all_reached(through) && !state.slots.is_empty() {
-                    state.ready.push_back(progress(NO_WATCH_ID, through));
-                }
-            }
-        }
-        if std::mem::take(&mut state.tick_due) {
-            let ready = &mut state.ready;
-            for watchers in state.index.values_mut() {
-                for watcher in watchers.values_mut().filter(|w| w.progress_notify) {
-                    let silent = !std::mem::take(&mut watcher.sent_since_tick);
-                    if silent && watcher.reached(through) {
-                        ready.push_back(progress(watcher.id, through));
-                    }
-                }
-            }
-        }
-    }
-
     fn slow_watchers(&self, change: i64) {
         // Two's complement: adding a negative number wraps to a subtraction.
         self.hub.slow_watchers.fetch_add(change as u64, Ordering::Relaxed);
@@ -620,6 +610,26 @@ impl StreamState {
     /// Whether every watcher has been given everything up to `revision` and none starts later.
     fn all_reached(&self, revision: i64) -> bool {
         self.index.iter().all(|(_, watchers)| watchers.values().all(|w| w.reached(revision)))
+    }
+
+    /// Answers progress requests and ticks; live watchers were given everything up to `through`.
+    fn report_progress(&mut self, through: i64) {
+        while self.progress_targets.front().is_some_and(|&target| target <= through) {
+            self.progress_targets.pop_front();
+            if !self.slots.is_empty() && self.all_reached(through) {
+                self.ready.push_back(progress(NO_WATCH_ID, through));
+            }
+        }
+        if std::mem::take(&mut self.tick_due) {
+            for watchers in self.index.values_mut() {
+                for watcher in watchers.values_mut().filter(|w| w.progress_notify) {
+                    let silent = !std::mem::take(&mut watcher.sent_since_tick);
+                    if silent && watcher.reached(through) {
+                        self.ready.push_back(progress(watcher.id, through));
+                    }
+                }
+            }
+        }
     }
 
     /// Makes the responses of one live revision.
@@ -785,6 +795,8 @@ impl HistoryJob {
             let HistoryRequest { from, to, .. } = self.request;
             assert!(from <= chunk.through, "history from {from} stops at {}", chunk.through);
             assert!(chunk.through <= to, "history to {to} goes on to {}", chunk.through);
+            let last = chunk.revisions.last().map_or(from, |r| r.revision());
+            assert!(last <= chunk.through, "revision {last} is beyond {}", chunk.through);
         }
         self.finish(current, result);
     }
