@@ -268,16 +268,25 @@ impl Content {
                 }
             };
             if from_map {
-                slice.extend(mapped.next().map(|(key, value)| (key.clone(), value.clone())));
+                slice.extend(
+                    mapped
+                        .next()
+                        .map(|(key, value)| (key.clone(), value.clone())),
+                );
             } else {
-                slice.extend(logged.next().map(|(key, value)| (key.clone(), Some(value.clone()))));
+                slice.extend(
+                    logged
+                        .next()
+                        .map(|(key, value)| (key.clone(), Some(value.clone()))),
+                );
             }
         }
         slice
     }
 
     fn is_empty_for(&self, keyspace: Keyspace) -> bool {
-        self.maps[keyspace.position()].is_empty() && keyspace.log().is_none_or(|log| self.logs[log].len() == 0)
+        self.maps[keyspace.position()].is_empty()
+            && keyspace.log().is_none_or(|log| self.logs[log].len() == 0)
     }
 
     fn fill(&self) -> Fill {
@@ -350,7 +359,10 @@ impl Log {
                 entries: Vec::with_capacity(capacity),
             });
         }
-        let chunk = self.chunks.last_mut().expect("a chunk was pushed when the last was full");
+        let chunk = self
+            .chunks
+            .last_mut()
+            .expect("a chunk was pushed when the last was full");
         chunk.heads.push(head(&key));
         chunk.entries.push((key, value));
         self.len += 1;

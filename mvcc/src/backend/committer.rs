@@ -123,7 +123,10 @@ impl Committer {
         });
         let applied = stored_applied_index(&live)?;
         let committer = Arc::new(Committer {
-            kind: opened.generation.as_ref().map_or(EngineKind::Memory, Generation::engine),
+            kind: opened
+                .generation
+                .as_ref()
+                .map_or(EngineKind::Memory, Generation::engine),
             options,
             sizes: Mutex::new(opened.sizes()),
             state: RwLock::new(State {
@@ -164,8 +167,10 @@ impl Committer {
         self.buffered_bytes
             .fetch_add(after.bytes.wrapping_sub(before.bytes), Ordering::Relaxed);
         let is_first = before.ops == 0;
-        let is_urgent = (before.ops < self.options.commit_ops_max && after.ops >= self.options.commit_ops_max)
-            || (before.bytes < self.options.commit_bytes_max && after.bytes >= self.options.commit_bytes_max);
+        let is_urgent = (before.ops < self.options.commit_ops_max
+            && after.ops >= self.options.commit_ops_max)
+            || (before.bytes < self.options.commit_bytes_max
+                && after.bytes >= self.options.commit_bytes_max);
         if is_first || is_urgent {
             let mut control = self.control.lock();
             control.waiting_since.get_or_insert_with(Instant::now);
@@ -226,7 +231,9 @@ impl Committer {
         }
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
-            thread.join().expect("the engine thread turns panics of the engine into errors");
+            thread
+                .join()
+                .expect("the engine thread turns panics of the engine into errors");
         }
         self.control.lock().failed.clone().map_or(Ok(()), Err)
     }
@@ -307,7 +314,11 @@ impl Committer {
         let sizes = opened.sizes();
         let took = start.elapsed();
         if took > SLOW_COMMIT {
-            warn!(took_ms = took.as_millis() as u64, ops = fill.ops, "slow engine commit");
+            warn!(
+                took_ms = took.as_millis() as u64,
+                ops = fill.ops,
+                "slow engine commit"
+            );
         }
 
         let previous = {
@@ -322,7 +333,10 @@ impl Committer {
         *self.sizes.lock() = sizes;
         let before = self.durable_index.load(Ordering::Acquire);
         let now = applied.unwrap_or(before);
-        assert!(before <= now, "applied index {now} is behind the durable one {before}");
+        assert!(
+            before <= now,
+            "applied index {now} is behind the durable one {before}"
+        );
         self.durable_index.store(now, Ordering::Release);
         self.safe_purge_index.store(before, Ordering::Release);
         drop(slot);
@@ -347,7 +361,10 @@ impl Committer {
         if state.active.fill().ops == 0 {
             return None;
         }
-        assert!(state.committing.is_none(), "a commit began while another one was under way");
+        assert!(
+            state.committing.is_none(),
+            "a commit began while another one was under way"
+        );
         let frozen = std::mem::take(&mut state.active);
         state.committing = Some(Arc::clone(&frozen));
         Some(frozen)
@@ -376,7 +393,10 @@ impl Opened {
     pub(crate) fn sizes(&self) -> Sizes {
         let in_use = self.engine.in_use();
         Sizes {
-            on_disk: self.generation.as_ref().map_or(in_use, Generation::size_bytes),
+            on_disk: self
+                .generation
+                .as_ref()
+                .map_or(in_use, Generation::size_bytes),
             in_use,
         }
     }
@@ -384,6 +404,8 @@ impl Opened {
     pub(crate) fn file(&self) -> &std::path::Path {
         self.generation
             .as_ref()
-            .map_or(std::path::Path::new("memory"), |generation| generation.dir())
+            .map_or(std::path::Path::new("memory"), |generation| {
+                generation.dir()
+            })
     }
 }

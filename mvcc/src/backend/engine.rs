@@ -40,7 +40,12 @@ pub(crate) trait Engine: Send + Sync {
 /// Reads of one engine state. Values are handed out sealed.
 pub(crate) trait Reader: Send + Sync {
     /// Calls `found` with the value of `key`, if there is one.
-    fn get(&self, keyspace: Keyspace, key: &[u8], found: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+    fn get(
+        &self,
+        keyspace: Keyspace,
+        key: &[u8],
+        found: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()>;
 
     /// Calls `found` with the position and value of each of `keys` that exists. `keys` ascend.
     fn get_sorted(
@@ -56,7 +61,13 @@ pub(crate) trait Reader: Send + Sync {
     }
 
     /// Calls `each` with keys in `from..to` and their values, in order, until it breaks. Without `to`: to the end.
-    fn scan(&self, keyspace: Keyspace, from: &[u8], to: Option<&[u8]>, each: &mut Each<'_>) -> Result<()>;
+    fn scan(
+        &self,
+        keyspace: Keyspace,
+        from: &[u8],
+        to: Option<&[u8]>,
+        each: &mut Each<'_>,
+    ) -> Result<()>;
 
     /// The file or folder that an error names.
     fn file(&self) -> &Path;

@@ -25,6 +25,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::{info, warn};
 
 use super::engine::{Engine, damage, io_error};
+use super::guard::guarded;
+use super::redb::RedbEngine;
 use super::{EngineKind, Options, db_dir};
 use crate::{Error, Result};
 
@@ -133,10 +135,14 @@ impl Current {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) if error.kind() == ErrorKind::InvalidData => return Err(damage(&path, "it is not text")),
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                return Err(damage(&path, "it is not text"));
+            }
             Err(error) => return Err(io_error(&path, &error)),
         };
-        Current::parse(&text).map(Some).map_err(|what| damage(&path, what))
+        Current::parse(&text)
+            .map(Some)
+            .map_err(|what| damage(&path, what))
     }
 
     fn parse(text: &str) -> Result<Current, String> {
@@ -145,7 +151,9 @@ impl Current {
             return Err(format!("{} lines instead of 4", lines.len()));
         };
         if format != FORMAT {
-            return Err(format!("format {format:?} is not known to this version, which reads {FORMAT:?}"));
+            return Err(format!(
+                "format {format:?} is not known to this version, which reads {FORMAT:?}"
+            ));
         }
         let content = format!("{format}\n{engine}\n{generation}\n");
         if crc32 != crc32_line(&content).trim_end() {
@@ -166,7 +174,10 @@ impl Current {
     }
 
     fn text(self) -> String {
-        let content = format!("{FORMAT}\nengine {}\ngeneration {}\n", self.engine, self.number);
+        let content = format!(
+            "{FORMAT}\nengine {}\ngeneration {}\n",
+            self.engine, self.number
+        );
         let crc32 = crc32_line(&content);
         content + &crc32
     }
@@ -190,7 +201,10 @@ fn crc32_line(content: &str) -> String {
 }
 
 /// Opens the live generation of `member_dir`, or makes the first one.
-pub(crate) fn open_current(member_dir: &Path, options: &Options) -> Result<(Generation, Arc<dyn Engine>)> {
+pub(crate) fn open_current(
+    member_dir: &Path,
+    options: &Options,
+) -> Result<(Generation, Arc<dyn Engine>)> {
     fs::create_dir_all(member_dir).map_err(|error| io_error(member_dir, &error))?;
     let current = Current::read(member_dir)?;
     remove_others(member_dir, current)?;
@@ -235,8 +249,14 @@ fn create_first(member_dir: &Path, options: &Options) -> Result<(Generation, Arc
 
 /// Opens the engine's files in the folder of `generation`, making them if it is empty.
 pub(crate) fn open_engine(generation: &Generation, cache_bytes: u64) -> Result<Arc<dyn Engine>> {
-    let _ = cache_bytes;
-    Err(damage(&generation.dir, "engine not built"))
+    let dir = &generation.dir;
+    guarded(dir, || match generation.engine {
+        EngineKind::Redb => Ok(Arc::new(RedbEngine::open(dir, cache_bytes)?) as Arc<dyn Engine>),
+        EngineKind::Sled | EngineKind::Memory => Err(damage(
+            dir,
+            format!("no files of the {} engine", generation.engine),
+        )),
+    })
 }
 
 /// Removes generations that are not the live one. Without a CURRENT only unfinished ones may be there.
@@ -254,7 +274,10 @@ fn remove_others(member_dir: &Path, current: Option<Current>) -> Result<()> {
             .and_then(|name| name.to_str())
             .and_then(|name| name.parse().ok());
         let Some(number) = number else {
-            return Err(damage(&path, "not a generation, and nothing else belongs here"));
+            return Err(damage(
+                &path,
+                "not a generation, and nothing else belongs here",
+            ));
         };
         if current.is_some_and(|current| current.number == number) {
             continue;
@@ -325,7 +348,9 @@ pub fn is_etcd_database(path: &Path) -> std::io::Result<bool> {
     let mut head = [0; 20];
     match File::open(path).and_then(|mut file| file.read_exact(&mut head)) {
         Ok(()) => {}
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => return Ok(false),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => {
+            return Ok(false);
+        }
         Err(error) => return Err(error),
     }
     let [.., a, b, c, d] = head;

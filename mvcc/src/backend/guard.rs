@@ -32,7 +32,10 @@ pub(crate) fn guarded<T>(file: &Path, call: impl FnOnce() -> Result<T>) -> Resul
     let result = catch_unwind(AssertUnwindSafe(call));
     GUARDED.set(outer);
     result.unwrap_or_else(|panic| {
-        Err(damage(file, format!("the storage engine panicked: {}", text_of(panic.as_ref()))))
+        Err(damage(
+            file,
+            format!("the storage engine panicked: {}", text_of(panic.as_ref())),
+        ))
     })
 }
 

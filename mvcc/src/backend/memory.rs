@@ -98,7 +98,8 @@ impl Content {
             None if value.is_none() => return,
             None => keys.entry(Bytes::copy_from_slice(key)).or_default(),
         };
-        let bytes = |value: Option<&Bytes>| value.map_or(0, |value| (key.len() + value.len()) as u64);
+        let bytes =
+            |value: Option<&Bytes>| value.map_or(0, |value| (key.len() + value.len()) as u64);
         self.in_use -= bytes(versions.last().and_then(|(_, value)| value.as_ref()));
         self.in_use += bytes(value.as_ref());
         versions.push((self.commit, value));
@@ -127,24 +128,36 @@ impl MemoryReader {
 }
 
 impl Reader for MemoryReader {
-    fn get(&self, keyspace: Keyspace, key: &[u8], found: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    fn get(
+        &self,
+        keyspace: Keyspace,
+        key: &[u8],
+        found: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let stored = self.disk.content.read().keyspaces[keyspace.position()]
             .get(key)
             .and_then(|versions| self.at(versions).cloned());
         stored.map_or(Ok(()), |stored| found(&stored))
     }
 
-    fn scan(&self, keyspace: Keyspace, from: &[u8], to: Option<&[u8]>, each: &mut Each<'_>) -> Result<()> {
+    fn scan(
+        &self,
+        keyspace: Keyspace,
+        from: &[u8],
+        to: Option<&[u8]>,
+        each: &mut Each<'_>,
+    ) -> Result<()> {
         const SLICE_KEYS: usize = 256;
         let upper = to.map_or(Bound::Unbounded, Bound::Excluded);
         let mut next = Some(Bound::Included(Bytes::copy_from_slice(from)));
         while let Some(lower) = next.take() {
             // Collected first: `each` may read or write the same disk.
-            let slice: Vec<(Bytes, Bytes)> = self.disk.content.read().keyspaces[keyspace.position()]
-                .range::<[u8], _>((lower.as_ref().map(AsRef::as_ref), upper))
-                .filter_map(|(key, versions)| Some((key.clone(), self.at(versions)?.clone())))
-                .take(SLICE_KEYS)
-                .collect();
+            let slice: Vec<(Bytes, Bytes)> = self.disk.content.read().keyspaces
+                [keyspace.position()]
+            .range::<[u8], _>((lower.as_ref().map(AsRef::as_ref), upper))
+            .filter_map(|(key, versions)| Some((key.clone(), self.at(versions)?.clone())))
+            .take(SLICE_KEYS)
+            .collect();
             if slice.len() == SLICE_KEYS {
                 next = slice.last().map(|(key, _)| Bound::Excluded(key.clone()));
             }

@@ -23,6 +23,7 @@ mod generation;
 mod guard;
 mod memory;
 mod quarantine;
+mod redb;
 mod view;
 
 use std::fmt;
@@ -35,15 +36,15 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use self::buffer::Found;
+pub use self::committer::CommitReport;
 use self::committer::Committer;
 use self::engine::{Engine, damage};
-pub use self::committer::CommitReport;
 pub use self::generation::is_etcd_database;
 pub use self::guard::is_guarded_thread;
 pub use self::memory::MemoryDisk;
 pub use self::quarantine::quarantine;
-pub use self::view::View;
 use self::view::Live;
+pub use self::view::View;
 use crate::{Error, Result};
 
 /// The Meta key under which the applied index is kept, as eight bytes big endian.

@@ -58,7 +58,11 @@ impl View {
     }
 
     /// The values of ascending keys, each position answering the key at that position.
-    pub fn get_sorted<K: AsRef<[u8]>>(&self, keyspace: Keyspace, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
+    pub fn get_sorted<K: AsRef<[u8]>>(
+        &self,
+        keyspace: Keyspace,
+        keys: &[K],
+    ) -> Result<Vec<Option<Bytes>>> {
         get_sorted(
             keys,
             |lookup| {
@@ -194,18 +198,26 @@ pub(crate) fn get_sorted<'a, K: AsRef<[u8]>>(
         known: vec![false; keys.len()],
     };
     let live = buffered(&mut lookup);
-    let Lookup { mut values, known, .. } = lookup;
-    let missing: Vec<usize> = (0..keys.len()).filter(|position| !known[*position]).collect();
+    let Lookup {
+        mut values, known, ..
+    } = lookup;
+    let missing: Vec<usize> = (0..keys.len())
+        .filter(|position| !known[*position])
+        .collect();
     if missing.is_empty() {
         return Ok(values);
     }
-    let missing_keys: Vec<&[u8]> = missing.iter().map(|position| keys[*position].as_ref()).collect();
+    let missing_keys: Vec<&[u8]> = missing
+        .iter()
+        .map(|position| keys[*position].as_ref())
+        .collect();
     guarded(live.file(), || {
-        live.reader.get_sorted(keyspace, &missing_keys, &mut |found, stored| {
-            let value = live.verify(keyspace, missing_keys[found], stored)?;
-            values[missing[found]] = Some(Bytes::copy_from_slice(value));
-            Ok(())
-        })
+        live.reader
+            .get_sorted(keyspace, &missing_keys, &mut |found, stored| {
+                let value = live.verify(keyspace, missing_keys[found], stored)?;
+                values[missing[found]] = Some(Bytes::copy_from_slice(value));
+                Ok(())
+            })
     })?;
     Ok(values)
 }
@@ -226,7 +238,12 @@ struct LayerCursor<'a> {
 }
 
 impl<'a> Overlay<'a> {
-    fn new(layers: &'a [(Arc<Layer>, Mark)], keyspace: Keyspace, from: &[u8], to: Option<&'a [u8]>) -> Self {
+    fn new(
+        layers: &'a [(Arc<Layer>, Mark)],
+        keyspace: Keyspace,
+        from: &[u8],
+        to: Option<&'a [u8]>,
+    ) -> Self {
         let from = Bytes::copy_from_slice(from);
         Overlay {
             layers: layers
@@ -280,9 +297,15 @@ impl LayerCursor<'_> {
             && let Some(from) = self.next.take()
         {
             let from = from.as_ref().map(AsRef::as_ref);
-            self.slice = self.layer.slice(self.keyspace, from, self.to, self.mark, SLICE_KEYS).into();
+            self.slice = self
+                .layer
+                .slice(self.keyspace, from, self.to, self.mark, SLICE_KEYS)
+                .into();
             if self.slice.len() == SLICE_KEYS {
-                self.next = self.slice.back().map(|(key, _)| Bound::Excluded(key.clone()));
+                self.next = self
+                    .slice
+                    .back()
+                    .map(|(key, _)| Bound::Excluded(key.clone()));
             }
         }
         self.slice.front().map(|(key, _)| key.clone())

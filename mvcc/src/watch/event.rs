@@ -46,7 +46,11 @@ impl RevisionEvents {
     /// The events of `revision`, in sub-revision order, `prev_kv` filled where somebody wants it.
     pub fn new(revision: i64, events: Vec<Event>) -> RevisionEvents {
         // Events and their cached frames: what the entry may come to hold.
-        let bytes = OVERHEAD_BYTES + events.iter().map(|e| 2 * e.encoded_len() as u64).sum::<u64>();
+        let bytes = OVERHEAD_BYTES
+            + events
+                .iter()
+                .map(|e| 2 * e.encoded_len() as u64)
+                .sum::<u64>();
         RevisionEvents {
             revision,
             events,
@@ -100,7 +104,10 @@ impl Frames {
             encode_event(event, prev, &mut buf);
             ends.push(buf.len());
         }
-        Frames { bytes: buf.freeze(), ends }
+        Frames {
+            bytes: buf.freeze(),
+            ends,
+        }
     }
 
     fn span(&self, i: usize) -> Range<usize> {
@@ -143,7 +150,12 @@ impl EventBatch {
     ) -> EventBatch {
         let span = 0..events.len();
         EventBatch {
-            shared: Arc::new(Shared { events, revisions, prev, frames: OnceLock::new() }),
+            shared: Arc::new(Shared {
+                events,
+                revisions,
+                prev,
+                frames: OnceLock::new(),
+            }),
             span,
         }
     }
@@ -160,17 +172,19 @@ impl EventBatch {
 
     /// The events, `prev_kv` removed if the watcher did not ask for it. Values are shared, not copied.
     pub fn events(&self) -> impl Iterator<Item = Event> + '_ {
-        self.shared.events[self.span.clone()].iter().map(|&(revision, event)| {
-            let event = &self.shared.revisions[revision as usize].events[event as usize];
-            Event {
-                r#type: event.r#type,
-                kv: event.kv.clone(),
-                prev_kv: match self.shared.prev {
-                    PrevKv::Keep => event.prev_kv.clone(),
-                    PrevKv::Drop => None,
-                },
-            }
-        })
+        self.shared.events[self.span.clone()]
+            .iter()
+            .map(|&(revision, event)| {
+                let event = &self.shared.revisions[revision as usize].events[event as usize];
+                Event {
+                    r#type: event.r#type,
+                    kv: event.kv.clone(),
+                    prev_kv: match self.shared.prev {
+                        PrevKv::Keep => event.prev_kv.clone(),
+                        PrevKv::Drop => None,
+                    },
+                }
+            })
     }
 
     /// The newest revision in the batch.
@@ -196,7 +210,10 @@ impl EventBatch {
                 return frames.bytes.slice(frames.span(shared.events[0].1 as usize));
             }
         }
-        slice(shared.frames.get_or_init(|| shared.gather()), self.span.clone())
+        slice(
+            shared.frames.get_or_init(|| shared.gather()),
+            self.span.clone(),
+        )
     }
 
     /// Bytes that event `i` of the batch takes in an encoded response.
@@ -211,7 +228,10 @@ impl EventBatch {
     /// The part of the batch that `part` names.
     pub(super) fn part(&self, part: Range<usize>) -> EventBatch {
         let span = self.span.start + part.start..self.span.start + part.end;
-        EventBatch { shared: self.shared.clone(), span }
+        EventBatch {
+            shared: self.shared.clone(),
+            span,
+        }
     }
 }
 
@@ -224,7 +244,10 @@ impl Shared {
             buf.put_slice(&frames.bytes[frames.span(event as usize)]);
             ends.push(buf.len());
         }
-        Frames { bytes: buf.freeze(), ends }
+        Frames {
+            bytes: buf.freeze(),
+            ends,
+        }
     }
 }
 
@@ -236,13 +259,25 @@ impl fmt::Debug for EventBatch {
 
 /// The event of a put.
 pub fn put_event(kv: KeyValue, prev_kv: Option<KeyValue>) -> Event {
-    Event { r#type: EventType::Put as i32, kv: Some(kv), prev_kv }
+    Event {
+        r#type: EventType::Put as i32,
+        kv: Some(kv),
+        prev_kv,
+    }
 }
 
 /// The event of a delete at `revision`: the pair has the key and the revision only.
 pub fn delete_event(key: Bytes, revision: i64, prev_kv: Option<KeyValue>) -> Event {
-    let kv = KeyValue { key, mod_revision: revision, ..KeyValue::default() };
-    Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv }
+    let kv = KeyValue {
+        key,
+        mod_revision: revision,
+        ..KeyValue::default()
+    };
+    Event {
+        r#type: EventType::Delete as i32,
+        kv: Some(kv),
+        prev_kv,
+    }
 }
 
 /// The key an event is about.
@@ -251,7 +286,9 @@ pub(super) fn key_of(event: &Event) -> &[u8] {
 }
 
 fn slice(frames: &Frames, span: Range<usize>) -> Bytes {
-    frames.bytes.slice(frames.span(span.start).start..frames.ends[span.end - 1])
+    frames
+        .bytes
+        .slice(frames.span(span.start).start..frames.ends[span.end - 1])
 }
 
 fn frame_len(event: &Event, prev: PrevKv) -> usize {
@@ -261,14 +298,20 @@ fn frame_len(event: &Event, prev: PrevKv) -> usize {
 
 fn event_len(event: &Event, prev: PrevKv) -> usize {
     match (prev, &event.prev_kv) {
-        (PrevKv::Drop, Some(kv)) => event.encoded_len() - prost::encoding::message::encoded_len(3, kv),
+        (PrevKv::Drop, Some(kv)) => {
+            event.encoded_len() - prost::encoding::message::encoded_len(3, kv)
+        }
         _ => event.encoded_len(),
     }
 }
 
 fn encode_event(event: &Event, prev: PrevKv, buf: &mut BytesMut) {
     match (prev, &event.prev_kv) {
-        (PrevKv::Drop, Some(_)) => Event { prev_kv: None, ..event.clone() }.encode_raw(buf),
+        (PrevKv::Drop, Some(_)) => Event {
+            prev_kv: None,
+            ..event.clone()
+        }
+        .encode_raw(buf),
         _ => event.encode_raw(buf),
     }
 }
@@ -305,16 +348,27 @@ mod tests {
         let frames = batch.frames();
         let expect: Vec<_> = batch.events().collect();
         let lens: usize = (0..batch.len()).map(|i| batch.frame_len(i)).sum();
-        assert_eq!(WatchResponse::decode(frames.clone()).unwrap().events, expect);
+        assert_eq!(
+            WatchResponse::decode(frames.clone()).unwrap().events,
+            expect
+        );
         assert_eq!(frames.len(), lens);
     }
 
     #[test]
     fn frames_decode_to_the_events() {
         for prev in [PrevKv::Keep, PrevKv::Drop] {
-            check(EventBatch::new(vec![revision(7)], vec![(0, 0), (0, 1), (0, 2)], prev));
+            check(EventBatch::new(
+                vec![revision(7)],
+                vec![(0, 0), (0, 1), (0, 2)],
+                prev,
+            ));
             check(EventBatch::new(vec![revision(7)], vec![(0, 2)], prev));
-            check(EventBatch::new(vec![revision(7)], vec![(0, 0), (0, 2)], prev));
+            check(EventBatch::new(
+                vec![revision(7)],
+                vec![(0, 0), (0, 2)],
+                prev,
+            ));
             let long = EventBatch::new(
                 vec![revision(7), revision(9)],
                 vec![(0, 1), (0, 2), (1, 0), (1, 1)],
@@ -339,7 +393,10 @@ mod tests {
     fn delete_event_has_key_and_revision_only() {
         let event = delete_event(Bytes::from("k"), 9, None);
         let pair = event.kv.unwrap();
-        assert_eq!((pair.mod_revision, pair.create_revision, pair.version), (9, 0, 0));
+        assert_eq!(
+            (pair.mod_revision, pair.create_revision, pair.version),
+            (9, 0, 0)
+        );
         assert!(pair.value.is_empty());
     }
 }

@@ -70,8 +70,11 @@ pub struct RangeSet {
 impl RangeSet {
     /// The keys that are in at least one of `ranges`.
     pub fn new<'a>(ranges: impl IntoIterator<Item = &'a KeyRange>) -> RangeSet {
-        let mut intervals: Vec<(Bytes, Option<Bytes>)> =
-            ranges.into_iter().filter(|r| !r.is_empty()).map(interval).collect();
+        let mut intervals: Vec<(Bytes, Option<Bytes>)> = ranges
+            .into_iter()
+            .filter(|r| !r.is_empty())
+            .map(interval)
+            .collect();
         intervals.sort_by(|a, b| a.0.cmp(&b.0));
         let mut merged: Vec<(Bytes, Option<Bytes>)> = Vec::with_capacity(intervals.len());
         for (start, end) in intervals {
@@ -90,7 +93,9 @@ impl RangeSet {
 
     /// Whether `key` is wanted.
     pub fn contains(&self, key: &[u8]) -> bool {
-        let after = self.intervals.partition_point(|(start, _)| &start[..] <= key);
+        let after = self
+            .intervals
+            .partition_point(|(start, _)| &start[..] <= key);
         match after.checked_sub(1).map(|i| &self.intervals[i].1) {
             Some(Some(end)) => key < &end[..],
             Some(None) => true,
@@ -128,7 +133,12 @@ mod tests {
 
     #[test]
     fn overlapping_ranges_merge() {
-        let set = RangeSet::new(&[range("c", "e"), range("a", "b"), range("d", "f"), range("a", "")]);
+        let set = RangeSet::new(&[
+            range("c", "e"),
+            range("a", "b"),
+            range("d", "f"),
+            range("a", ""),
+        ]);
         let expect = [("a", "b"), ("c", "f")].map(|(s, e)| (Bytes::from(s), Some(Bytes::from(e))));
         assert_eq!(set.intervals(), expect);
     }
@@ -145,7 +155,12 @@ mod tests {
 
     #[test]
     fn membership_is_that_of_the_ranges() {
-        let ranges = [range("b", "d"), range("c", "cc"), range("f", ""), range("x", "a")];
+        let ranges = [
+            range("b", "d"),
+            range("c", "cc"),
+            range("f", ""),
+            range("x", "a"),
+        ];
         let set = RangeSet::new(&ranges);
         for key in ["", "a", "b", "b\0", "c", "cc", "d", "f", "f\0", "x", "y"] {
             let expect = ranges.iter().any(|r| r.contains(key.as_bytes()));

@@ -38,7 +38,9 @@ pub struct HubOptions {
 
 impl Default for HubOptions {
     fn default() -> HubOptions {
-        HubOptions { history_bytes_max: 16 << 20 }
+        HubOptions {
+            history_bytes_max: 16 << 20,
+        }
     }
 }
 
@@ -145,7 +147,11 @@ pub(super) enum Place {
         live_from: i64,
     },
     /// Deliver these, then look again; everything `<= through` is covered.
-    Ring { revisions: Vec<Arc<RevisionEvents>>, through: i64, current: i64 },
+    Ring {
+        revisions: Vec<Arc<RevisionEvents>>,
+        through: i64,
+        current: i64,
+    },
     /// Read the store.
     History,
     /// The stream is woken when it can be told.
@@ -183,7 +189,10 @@ impl WatchHub {
         let mut state = self.state.lock();
         state.captures += 1;
         state.capture_open = true;
-        Capture { hub: self, number: state.captures }
+        Capture {
+            hub: self,
+            number: state.captures,
+        }
     }
 
     /// Hands the events of a revision to the watchers and ends the open capture; never blocks on a watcher.
@@ -258,18 +267,25 @@ impl WatchHub {
         let audience = state.index.get_mut(slot);
         let with_prev = u32::from(prev == PrevKv::Keep);
         audience.with_prev += with_prev;
-        let listener = audience.listeners.entry(signal.id).or_insert_with(|| Listener {
-            signal: signal.clone(),
-            watchers: 0,
-            with_prev: 0,
-        });
+        let listener = audience
+            .listeners
+            .entry(signal.id)
+            .or_insert_with(|| Listener {
+                signal: signal.clone(),
+                watchers: 0,
+                with_prev: 0,
+            });
         listener.watchers += 1;
         listener.with_prev += with_prev;
         let current = visible.max(state.last);
         let cursor = Cursor {
             next: if start == 0 { current + 1 } else { start },
             live_from: state.last + 1 + i64::from(state.capture_open),
-            capture: if state.capture_open { state.captures } else { 0 },
+            capture: if state.capture_open {
+                state.captures
+            } else {
+                0
+            },
         };
         (cursor, current)
     }
@@ -277,10 +293,15 @@ impl WatchHub {
     /// Takes back one registration.
     pub(super) fn unregister(&self, signal: &Signal, range: &KeyRange, prev: PrevKv) {
         let mut state = self.state.lock();
-        let slot = state.index.find(range).expect("a registered range is in the index");
+        let slot = state
+            .index
+            .find(range)
+            .expect("a registered range is in the index");
         let audience = state.index.get_mut(slot);
-        let listener =
-            audience.listeners.get_mut(&signal.id).expect("a registered stream is in the audience");
+        let listener = audience
+            .listeners
+            .get_mut(&signal.id)
+            .expect("a registered stream is in the audience");
         let with_prev = u32::from(prev == PrevKv::Keep);
         listener.watchers -= 1;
         listener.with_prev -= with_prev;
@@ -295,10 +316,15 @@ impl WatchHub {
     /// Takes back all registrations that a stream has for `range`.
     pub(super) fn unregister_range(&self, signal: &Signal, range: &KeyRange) {
         let mut state = self.state.lock();
-        let slot = state.index.find(range).expect("a registered range is in the index");
+        let slot = state
+            .index
+            .find(range)
+            .expect("a registered range is in the index");
         let audience = state.index.get_mut(slot);
-        let listener =
-            audience.listeners.remove(&signal.id).expect("a registered stream is in the audience");
+        let listener = audience
+            .listeners
+            .remove(&signal.id)
+            .expect("a registered stream is in the audience");
         audience.with_prev -= listener.with_prev;
         let deserted = audience.listeners.is_empty();
         state.forget(u64::from(listener.watchers), deserted.then_some(slot));
@@ -377,7 +403,11 @@ impl Drop for Capture<'_> {
 impl HubState {
     fn publish(&mut self, events: Arc<RevisionEvents>, wake: &mut Vec<Arc<Signal>>) {
         let revision = events.revision();
-        assert!(self.last < revision, "revision {revision} published after {}", self.last);
+        assert!(
+            self.last < revision,
+            "revision {revision} published after {}",
+            self.last
+        );
         self.events += events.events().len() as u64;
         if revision != self.last + 1 {
             return self.restored(revision, wake);
@@ -398,7 +428,10 @@ impl HubState {
             self.ring_bytes += events.bytes();
             self.ring.push_back(events);
             while self.ring_bytes > self.history_bytes_max && self.ring.len() > 1 {
-                let oldest = self.ring.pop_front().expect("the ring has more than one revision");
+                let oldest = self
+                    .ring
+                    .pop_front()
+                    .expect("the ring has more than one revision");
                 self.ring_bytes -= oldest.bytes();
                 self.floor = oldest.revision() + 1;
             }
@@ -463,21 +496,33 @@ impl HubState {
                 self.wait(signal);
                 return Place::Wait;
             }
-            return Place::Live { live_from: cursor.live_from.min(self.last + 1) };
+            return Place::Live {
+                live_from: cursor.live_from.min(self.last + 1),
+            };
         }
         if cursor.next < cursor.live_from || cursor.next < self.floor {
             return Place::History;
         }
         let position = self.position(signal);
         if cursor.next >= position {
-            return Place::Live { live_from: cursor.live_from };
+            return Place::Live {
+                live_from: cursor.live_from,
+            };
         }
         let from = self.ring.partition_point(|e| e.revision() < cursor.next);
         let to = self.ring.partition_point(|e| e.revision() < position);
         let end = to.min(from + CHUNK_REVISIONS_MAX);
         let revisions: Vec<_> = self.ring.range(from..end).cloned().collect();
-        let through = if end == to { position - 1 } else { self.ring[end - 1].revision() };
-        Place::Ring { revisions, through, current: self.last }
+        let through = if end == to {
+            position - 1
+        } else {
+            self.ring[end - 1].revision()
+        };
+        Place::Ring {
+            revisions,
+            through,
+            current: self.last,
+        }
     }
 
     fn wait(&mut self, signal: &Arc<Signal>) {

@@ -77,8 +77,19 @@ impl<V> RangeIndex<V> {
             self.entries.push(None);
             Slot::try_from(self.entries.len() - 1).expect("fewer than 2^32 ranges fit in memory")
         });
-        let node = Node { start, end, priority, left: NONE, right: NONE, farthest: slot };
-        self.entries[slot as usize] = Some(Entry { range: range.clone(), value: value(), node });
+        let node = Node {
+            start,
+            end,
+            priority,
+            left: NONE,
+            right: NONE,
+            farthest: slot,
+        };
+        self.entries[slot as usize] = Some(Entry {
+            range: range.clone(),
+            value: value(),
+            node,
+        });
         match range {
             KeyRange::Single(key) => {
                 self.singles.insert(key.clone(), slot);
@@ -104,7 +115,10 @@ impl<V> RangeIndex<V> {
             }
         }
         self.free.push(slot);
-        self.entries[slot as usize].take().expect("a slot is removed once").value
+        self.entries[slot as usize]
+            .take()
+            .expect("a slot is removed once")
+            .value
     }
 
     pub(super) fn range(&self, slot: Slot) -> &KeyRange {
@@ -221,15 +235,21 @@ impl<V> RangeIndex<V> {
 
     fn compare(&self, a: Slot, b: Slot) -> Ordering {
         let (a, b) = (self.node(a), self.node(b));
-        a.start.cmp(&b.start).then_with(|| compare_ends(&a.end, &b.end))
+        a.start
+            .cmp(&b.start)
+            .then_with(|| compare_ends(&a.end, &b.end))
     }
 
     fn entry(&self, slot: Slot) -> &Entry<V> {
-        self.entries[slot as usize].as_ref().expect("a slot in use has an entry")
+        self.entries[slot as usize]
+            .as_ref()
+            .expect("a slot in use has an entry")
     }
 
     fn entry_mut(&mut self, slot: Slot) -> &mut Entry<V> {
-        self.entries[slot as usize].as_mut().expect("a slot in use has an entry")
+        self.entries[slot as usize]
+            .as_mut()
+            .expect("a slot in use has an entry")
     }
 
     fn node(&self, slot: Slot) -> &Node {

@@ -2,8 +2,8 @@
 //!
 //! A stream owns its watchers. Those that are *live* share the stream's position in the hub's ring; the
 //! others are *behind* and each has a cursor of its own. [`WatchStream::try_next`] makes one response at a
-//! time: first what is ready, then what a read of the store brought, then live events revision by revision,
-//! then it moves watchers that are behind. Nothing is made ahead of the consumer, so a stalled stream holds
+//! time: first what is ready, then what a read of the store brought, then it moves watchers that are behind,
+//! then it takes live events revision by revision. Nothing is made ahead of the consumer, so a stalled stream holds
 //! at most the responses of one revision, one chunk of history, and the answers to its own requests.
 //!
 //! The store is read by a job on the caller's blocking pool, one per stream at a time, for a cohort of
@@ -45,6 +45,9 @@ pub const NO_WATCH_ID: i64 = -1;
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+
+/// Progress requests that may wait at once; the client repeats what is dropped.
+const PROGRESS_REQUESTS_MAX: usize = 1024;
 
 /// Runs a job that may block on the engine, elsewhere; a job that is dropped instead fails the stream.
 pub type Spawn = Arc<dyn Fn(Box<dyn FnOnce() + Send>) + Send + Sync>;
@@ -98,12 +101,21 @@ impl WatchOutput {
         let head = self.head(header);
         let mut buf = BytesMut::with_capacity(head.encoded_len());
         head.encode_raw(&mut buf);
-        (buf.freeze(), self.events.as_ref().map(EventBatch::frames).unwrap_or_default())
+        (
+            buf.freeze(),
+            self.events
+                .as_ref()
+                .map(EventBatch::frames)
+                .unwrap_or_default(),
+        )
     }
 
     fn head(&self, header: &ResponseHeader) -> WatchResponse {
         WatchResponse {
-            header: Some(ResponseHeader { revision: self.revision, ..header.clone() }),
+            header: Some(ResponseHeader {
+                revision: self.revision,
+                ..header.clone()
+            }),
             watch_id: self.watch_id,
             created: self.created,
             canceled: self.canceled,
@@ -139,8 +151,8 @@ struct StreamState {
     /// Watchers that are not live and not in the cohort being read, in turn.
     behind: VecDeque<Member>,
     reading: Reading,
-    /// A progress request waits until everything up to this revision was delivered.
-    progress_target: Option<i64>,
+    /// Progress requests, each waiting until everything up to its revision was delivered. Ascending.
+    progress_targets: VecDeque<i64>,
     tick_due: bool,
     tick_at: Instant,
     progress_watchers: usize,
@@ -157,7 +169,11 @@ struct Member {
 enum Reading {
     None,
     InFlight(Vec<Member>),
-    Done { cohort: Vec<Member>, current: i64, result: Result<HistoryChunk> },
+    Done {
+        cohort: Vec<Member>,
+        current: i64,
+        result: Result<HistoryChunk>,
+    },
 }
 
 enum Next {
@@ -181,14 +197,22 @@ impl WatchStream {
             ready: VecDeque::new(),
             behind: VecDeque::new(),
             reading: Reading::None,
-            progress_target: None,
+            progress_targets: VecDeque::new(),
             tick_due: false,
             tick_at: Instant::now() + options.progress_interval,
             progress_watchers: 0,
             failed: None,
         };
-        let shared = Shared { hub, signal, history, options, state: Mutex::new(state) };
-        WatchStream { shared: Arc::new(shared) }
+        let shared = Shared {
+            hub,
+            signal,
+            history,
+            options,
+            state: Mutex::new(state),
+        };
+        WatchStream {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Makes a watcher; the next responses say whether it worked. Returns its id if it did.
@@ -233,8 +257,9 @@ impl WatchStream {
     pub fn request_progress(&self) {
         let current = self.shared.history.current();
         let mut state = self.shared.state.lock();
-        // A request on the way already is answered at its own revision, no later one waits behind it.
-        state.progress_target.get_or_insert(current);
+        if state.progress_targets.len() < PROGRESS_REQUESTS_MAX {
+            state.progress_targets.push_back(current);
+        }
         drop(state);
         self.shared.signal.notify.notify_one();
     }
@@ -351,13 +376,20 @@ impl Shared {
             state.refuse(DUPLICATE_ID.into(), visible);
             return None;
         }
-        let id = if create.watch_id == 0 { state.free_id() } else { create.watch_id };
+        let id = if create.watch_id == 0 {
+            state.free_id()
+        } else {
+            create.watch_id
+        };
         if create.start_revision != 0 && create.start_revision < compacted {
             state.ready.push_back(created(id, visible));
             state.ready.push_back(compacted_away(id, compacted));
             return None;
         }
-        let form = Form { prev: create.prev_kv, filters: create.filters };
+        let form = Form {
+            prev: create.prev_kv,
+            filters: create.filters,
+        };
         let (cursor, current) = self.hub.register(
             &self.signal,
             &create.range,
@@ -367,7 +399,10 @@ impl Shared {
         );
         state.ready.push_back(created(id, current));
         state.serials += 1;
-        let member = Member { id, serial: state.serials };
+        let member = Member {
+            id,
+            serial: state.serials,
+        };
         let watcher = Watcher {
             id,
             serial: member.serial,
@@ -397,9 +432,13 @@ impl Shared {
         let Some(slot) = state.slots.remove(&id) else {
             return false;
         };
-        let watcher =
-            state.index.get_mut(slot).remove(&id).expect("the slot of an id holds its watcher");
-        self.hub.unregister(&self.signal, state.index.range(slot), watcher.form.prev);
+        let watcher = state
+            .index
+            .get_mut(slot)
+            .remove(&id)
+            .expect("the slot of an id holds its watcher");
+        self.hub
+            .unregister(&self.signal, state.index.range(slot), watcher.form.prev);
         if state.index.get(slot).is_empty() {
             state.index.remove(slot);
         }
@@ -423,17 +462,26 @@ impl Shared {
                 self.take_read(state);
                 continue;
             }
+            // Before live events, which under load never end.
+            if let Some(job) = self.catch_up(state) {
+                return Ok(Next::Read(job));
+            }
+            if !state.ready.is_empty() {
+                continue;
+            }
             match self.hub.advance(&self.signal) {
-                Step::Deliver(events) => state.deliver(&events, &self.options),
+                Step::Deliver(events) => {
+                    state.deliver(&events, &self.options);
+                    state.report_progress(events.revision());
+                }
                 Step::Resync(from) => self.fall_behind(state, from),
                 Step::Idle(through) => {
-                    if let Some(job) = self.catch_up(state) {
-                        return Ok(Next::Read(job));
-                    }
+                    state.report_progress(through);
                     if state.ready.is_empty() {
-                        self.report_progress(state, through);
-                    }
-                    if state.ready.is_empty() {
+                        if let Some(&revision) = state.progress_targets.front() {
+                            // Visible to readers, and about to be published.
+                            self.hub.wait_published(&self.signal, revision);
+                        }
                         return Ok(Next::Idle);
                     }
                 }
@@ -448,7 +496,10 @@ impl Shared {
             for watcher in watchers.values_mut().filter(|w| w.live) {
                 watcher.live = false;
                 watcher.cursor.next = watcher.cursor.next.max(from);
-                state.behind.push_back(Member { id: watcher.id, serial: watcher.serial });
+                state.behind.push_back(Member {
+                    id: watcher.id,
+                    serial: watcher.serial,
+                });
                 fallen += 1;
             }
         }
@@ -460,7 +511,9 @@ impl Shared {
         if !matches!(state.reading, Reading::None) {
             return None;
         }
-        for _ in 0..state.behind.len() {
+        let mut unseen = state.behind.len();
+        while unseen > 0 {
+            unseen -= 1;
             let member = state.behind.pop_front()?;
             let Some(watcher) = state.watcher(member) else {
                 continue;
@@ -469,8 +522,13 @@ impl Shared {
             match self.hub.place(&self.signal, cursor) {
                 Place::Live { live_from } => self.go_live(state, member, live_from),
                 Place::Wait => state.behind.push_back(member),
-                Place::Ring { revisions, through, current } => {
+                Place::Ring {
+                    revisions,
+                    through,
+                    current,
+                } => {
                     state.behind.push_front(member);
+                    unseen += 1;
                     state.catch_up_from_ring(member, revisions, through, current, &self.options);
                     if !state.ready.is_empty() {
                         return None;
@@ -483,7 +541,9 @@ impl Shared {
     }
 
     fn go_live(&self, state: &mut StreamState, member: Member, live_from: i64) {
-        let watcher = state.watcher(member).expect("a watcher goes live while it exists");
+        let watcher = state
+            .watcher(member)
+            .expect("a watcher goes live while it exists");
         watcher.live = true;
         watcher.cursor.live_from = live_from;
         watcher.cursor.capture = 0;
@@ -533,8 +593,11 @@ impl Shared {
 
     /// Delivers what a read brought.
     fn take_read(&self, state: &mut StreamState) {
-        let Reading::Done { cohort, current, result } =
-            std::mem::replace(&mut state.reading, Reading::None)
+        let Reading::Done {
+            cohort,
+            current,
+            result,
+        } = std::mem::replace(&mut state.reading, Reading::None)
         else {
             return;
         };
@@ -559,35 +622,11 @@ impl Shared {
         }
     }
 
-    /// Answers progress requests and ticks; all events of live watchers up to `through` are delivered.
-    fn report_progress(&self, state: &mut StreamState, through: i64) {
-        if let Some(target) = state.progress_target {
-            if through < target && state.all_reached(target) {
-                // Visible to readers, and about to be published.
-                self.hub.wait_published(&self.signal, target);
-            } else {
-                state.progress_target = None;
-                if state.all_reached(through) && !state.slots.is_empty() {
-                    state.ready.push_back(progress(NO_WATCH_ID, through));
-                }
-            }
-        }
-        if std::mem::take(&mut state.tick_due) {
-            let ready = &mut state.ready;
-            for watchers in state.index.values_mut() {
-                for watcher in watchers.values_mut().filter(|w| w.progress_notify) {
-                    let silent = !std::mem::take(&mut watcher.sent_since_tick);
-                    if silent && watcher.reached(through) {
-                        ready.push_back(progress(watcher.id, through));
-                    }
-                }
-            }
-        }
-    }
-
     fn slow_watchers(&self, change: i64) {
         // Two's complement: adding a negative number wraps to a subtraction.
-        self.hub.slow_watchers.fetch_add(change as u64, Ordering::Relaxed);
+        self.hub
+            .slow_watchers
+            .fetch_add(change as u64, Ordering::Relaxed);
     }
 }
 
@@ -619,7 +658,33 @@ impl StreamState {
 
     /// Whether every watcher has been given everything up to `revision` and none starts later.
     fn all_reached(&self, revision: i64) -> bool {
-        self.index.iter().all(|(_, watchers)| watchers.values().all(|w| w.reached(revision)))
+        self.index
+            .iter()
+            .all(|(_, watchers)| watchers.values().all(|w| w.reached(revision)))
+    }
+
+    /// Answers progress requests and ticks; live watchers were given everything up to `through`.
+    fn report_progress(&mut self, through: i64) {
+        while self
+            .progress_targets
+            .front()
+            .is_some_and(|&target| target <= through)
+        {
+            self.progress_targets.pop_front();
+            if !self.slots.is_empty() && self.all_reached(through) {
+                self.ready.push_back(progress(NO_WATCH_ID, through));
+            }
+        }
+        if std::mem::take(&mut self.tick_due) {
+            for watchers in self.index.values_mut() {
+                for watcher in watchers.values_mut().filter(|w| w.progress_notify) {
+                    let silent = !std::mem::take(&mut watcher.sent_since_tick);
+                    if silent && watcher.reached(through) {
+                        self.ready.push_back(progress(watcher.id, through));
+                    }
+                }
+            }
+        }
     }
 
     /// Makes the responses of one live revision.
@@ -676,8 +741,9 @@ impl StreamState {
                 continue;
             };
             let first = chunk.revisions.partition_point(|r| r.revision() < next);
-            let of_slot =
-                batches.entry(slot).or_insert_with(|| Batches::new(&chunk.revisions, found));
+            let of_slot = batches
+                .entry(slot)
+                .or_insert_with(|| Batches::new(&chunk.revisions, found));
             if let Some(batch) = of_slot.of(watcher.form, first as u32) {
                 emit(&mut self.ready, watcher, current, batch, options);
             }
@@ -735,7 +801,11 @@ struct Batches<'a> {
 
 impl<'a> Batches<'a> {
     fn new(revisions: &'a [Arc<RevisionEvents>], events: &'a [(u32, u32)]) -> Batches<'a> {
-        Batches { revisions, events, made: Vec::new() }
+        Batches {
+            revisions,
+            events,
+            made: Vec::new(),
+        }
     }
 
     /// The events a watcher of this form gets from `revisions[first..]`, if any.
@@ -744,7 +814,10 @@ impl<'a> Batches<'a> {
             return batch.clone();
         }
         let passes = |&&(r, e): &&(u32, u32)| {
-            r >= first && form.filters.pass(&self.revisions[r as usize].events()[e as usize])
+            r >= first
+                && form
+                    .filters
+                    .pass(&self.revisions[r as usize].events()[e as usize])
         };
         let events: Vec<_> = self.events.iter().filter(passes).copied().collect();
         let batch = (!events.is_empty()).then(|| {
@@ -783,8 +856,22 @@ impl HistoryJob {
         let result = history.events(&self.request);
         if let Ok(chunk) = &result {
             let HistoryRequest { from, to, .. } = self.request;
-            assert!(from <= chunk.through, "history from {from} stops at {}", chunk.through);
-            assert!(chunk.through <= to, "history to {to} goes on to {}", chunk.through);
+            assert!(
+                from <= chunk.through,
+                "history from {from} stops at {}",
+                chunk.through
+            );
+            assert!(
+                chunk.through <= to,
+                "history to {to} goes on to {}",
+                chunk.through
+            );
+            let last = chunk.revisions.last().map_or(from, |r| r.revision());
+            assert!(
+                last <= chunk.through,
+                "revision {last} is beyond {}",
+                chunk.through
+            );
         }
         self.finish(current, result);
     }
@@ -793,7 +880,11 @@ impl HistoryJob {
         self.finished = true;
         let mut state = self.shared.state.lock();
         if let Reading::InFlight(cohort) = std::mem::replace(&mut state.reading, Reading::None) {
-            state.reading = Reading::Done { cohort, current, result };
+            state.reading = Reading::Done {
+                cohort,
+                current,
+                result,
+            };
         }
         drop(state);
         self.shared.signal.notify.notify_one();
@@ -809,11 +900,20 @@ impl Drop for HistoryJob {
 }
 
 fn created(id: i64, revision: i64) -> WatchOutput {
-    WatchOutput { watch_id: id, revision, created: true, ..WatchOutput::default() }
+    WatchOutput {
+        watch_id: id,
+        revision,
+        created: true,
+        ..WatchOutput::default()
+    }
 }
 
 fn progress(id: i64, revision: i64) -> WatchOutput {
-    WatchOutput { watch_id: id, revision, ..WatchOutput::default() }
+    WatchOutput {
+        watch_id: id,
+        revision,
+        ..WatchOutput::default()
+    }
 }
 
 fn compacted_away(id: i64, compacted: i64) -> WatchOutput {
@@ -834,15 +934,24 @@ fn emit(
     options: &StreamOptions,
 ) {
     watcher.sent_since_tick = true;
-    let mut output =
-        WatchOutput { watch_id: watcher.id, revision, ..WatchOutput::default() };
+    let mut output = WatchOutput {
+        watch_id: watcher.id,
+        revision,
+        ..WatchOutput::default()
+    };
     if watcher.fragment == Fragment::Never || batch.len() < 2 {
-        ready.push_back(WatchOutput { events: Some(batch), ..output });
+        ready.push_back(WatchOutput {
+            events: Some(batch),
+            ..output
+        });
         return;
     }
     let events_len: usize = (0..batch.len()).map(|i| batch.frame_len(i)).sum();
     if output.head(&options.header).encoded_len() + events_len < options.fragment_bytes_min {
-        ready.push_back(WatchOutput { events: Some(batch), ..output });
+        ready.push_back(WatchOutput {
+            events: Some(batch),
+            ..output
+        });
         return;
     }
     output.fragment = true;

@@ -31,19 +31,31 @@ pub struct WatchCreate {
 impl WatchCreate {
     /// Reads a client's request. An empty key means the key `"\0"`; unknown filters are ignored.
     pub fn from_request(request: &WatchCreateRequest) -> WatchCreate {
-        let key = if request.key.is_empty() { b"\0".as_slice().into() } else { request.key.clone() };
+        let key = if request.key.is_empty() {
+            b"\0".as_slice().into()
+        } else {
+            request.key.clone()
+        };
         let asks = |filter: FilterType| request.filters.contains(&(filter as i32));
         WatchCreate {
             range: KeyRange::new(key, request.range_end.clone()),
             start_revision: request.start_revision,
             watch_id: request.watch_id,
             progress_notify: request.progress_notify,
-            prev_kv: if request.prev_kv { PrevKv::Keep } else { PrevKv::Drop },
+            prev_kv: if request.prev_kv {
+                PrevKv::Keep
+            } else {
+                PrevKv::Drop
+            },
             filters: EventFilters {
                 no_put: asks(FilterType::Noput),
                 no_delete: asks(FilterType::Nodelete),
             },
-            fragment: if request.fragment { Fragment::Allowed } else { Fragment::Never },
+            fragment: if request.fragment {
+                Fragment::Allowed
+            } else {
+                Fragment::Never
+            },
         }
     }
 }
@@ -59,7 +71,11 @@ pub struct EventFilters {
 
 impl EventFilters {
     pub(super) fn pass(self, event: &Event) -> bool {
-        if event.r#type == EventType::Delete as i32 { !self.no_delete } else { !self.no_put }
+        if event.r#type == EventType::Delete as i32 {
+            !self.no_delete
+        } else {
+            !self.no_put
+        }
     }
 }
 
