@@ -20,3 +20,4 @@ pub mod watch;
 mod write_txn;
 
 pub use error::{Error, Result};
+pub use revision::{Change, RevKey, Revision};
