@@ -1,1 +1,3 @@
-//! .
+//! The server of a member.
+
+pub mod config;
