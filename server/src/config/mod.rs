@@ -177,7 +177,7 @@ pub struct Config {
     pub log_outputs: Vec<String>,
 
     /// Flags that were given, by name. Defaults of some fields depend on it.
-    given: BTreeSet<&'static str>,
+    pub given: BTreeSet<&'static str>,
 }
 
 /// Certificate files of one side, all optional. Relative paths are relative to the working directory.
