@@ -1,1 +1,5 @@
-//! .
+//! The server of a member.
+
+pub mod config;
+pub mod data_dir;
+pub mod logging;
