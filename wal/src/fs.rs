@@ -7,8 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod fault;
 mod real;
 
+pub use fault::{Fault, FaultFs, Operation, OperationKind};
 pub use real::RealFs;
 
 /// A folder tree that files are created in, renamed in and removed from.

@@ -6,13 +6,20 @@
 
 mod error;
 pub mod fs;
-mod reader;
+
 pub mod record;
-mod repair;
+
 mod segment;
+
 mod state;
+
 mod wal;
 mod writer;
+
+mod reader;
+mod repair;
+
+pub mod snapshot_file;
 
 pub use error::{Error, Result};
 pub use record::Record;

@@ -424,3 +424,120 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
             .expect("the caller checked the length"),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SEED: u32 = 0x1234_5678;
+    const BASE: u64 = 80;
+
+    fn any_record() -> impl Strategy<Value = Record> {
+        let bytes = || prop::collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);
+        prop_oneof![
+            (any::<u64>(), any::<u64>(), bytes()).prop_map(|(index, term, payload)| {
+                Record::Entry {
+                    index,
+                    term,
+                    payload,
+                }
+            }),
+            bytes().prop_map(Record::Vote),
+            bytes().prop_map(Record::Committed),
+            any::<u64>().prop_map(|after| Record::Truncate { after }),
+            (any::<u64>(), any::<u64>()).prop_map(|(index, term)| Record::Purge { index, term }),
+        ]
+    }
+
+    fn encode(batches: &[Vec<Record>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut crc = SEED;
+        for records in batches {
+            let len = records.iter().map(Record::encoded_len).sum::<usize>();
+            let offset = BASE + bytes.len() as u64;
+            let header = BatchHeader {
+                len: u32::try_from(len).unwrap(),
+                offset,
+                durable: offset,
+                previous_crc: crc,
+            };
+            let (header, header_crc) = header.encode(SEED);
+            bytes.extend_from_slice(&header);
+            crc = header_crc;
+            for record in records {
+                crc = record.encode(crc, &mut bytes);
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn the_frame_is_the_one_that_is_drawn() {
+        let mut bytes = Vec::new();
+        let crc = Record::Entry {
+            index: 2,
+            term: 3,
+            payload: Bytes::from("abc"),
+        }
+        .encode(SEED, &mut bytes);
+        let mut drawn = vec![19, 0, 0, 0];
+        drawn.extend_from_slice(&crc.to_le_bytes());
+        drawn.extend_from_slice(&[1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+        drawn.extend_from_slice(b"abc\0");
+        assert_eq!(bytes, drawn);
+        assert_eq!(
+            crc, 0x2de4_3720,
+            "the checksum of a stored record must not change"
+        );
+    }
+
+    #[test]
+    fn zeros_are_no_batch() {
+        assert_eq!(
+            decode_all(&[0; 64], SEED, BASE),
+            (vec![], Some(Bad::Header))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn batches_come_back_as_they_were_written(
+            batches in prop::collection::vec(prop::collection::vec(any_record(), 0..8), 0..5),
+        ) {
+            let bytes = encode(&batches);
+            prop_assert_eq!(decode_all(&bytes, SEED, BASE), (batches.concat(), None));
+        }
+
+        #[test]
+        fn changed_bytes_never_yield_a_record_that_was_not_written(
+            batches in prop::collection::vec(prop::collection::vec(any_record(), 0..8), 1..5),
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = encode(&batches);
+            for (at, value) in edits {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            bytes.truncate(cut.index(bytes.len() + 1));
+            let (found, _) = decode_all(&bytes, SEED, BASE);
+            let written = batches.concat();
+            prop_assert!(written.starts_with(&found), "{:?} was not written", found);
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_no_records(bytes in prop::collection::vec(any::<u8>(), 0..400), seed in any::<u32>()) {
+            prop_assert_eq!(decode_all(&bytes, seed, BASE).0, vec![]);
+            let _ = decode(&bytes, seed);
+        }
+
+        #[test]
+        fn a_batch_is_valid_only_in_its_place(records in prop::collection::vec(any_record(), 1..4)) {
+            let bytes = encode(&[records]);
+            prop_assert_eq!(decode_all(&bytes, SEED, BASE + 8).0, vec![]);
+            prop_assert_eq!(decode_all(&bytes, SEED ^ 1, BASE).0, vec![]);
+        }
+    }
+}

@@ -430,13 +430,14 @@ impl Wal {
         self.handle.shared.preparation_error.lock().clone()
     }
 
-    /// Called once, on the writer thread, when a write or fsync fails, after the completions got their error.
+    /// Called once, on the writer thread, when a write or fsync fails, after the completions got their error; at once
+    /// if the log has failed already.
     pub fn set_failure_hook(&self, hook: Box<dyn Fn(&Error) + Send + std::marker::Sync>) {
-        let already = self.failed();
-        if let Some(error) = &already {
-            hook(error);
+        let mut slot = self.handle.shared.failure_hook.lock();
+        match self.failed() {
+            Some(error) => hook(&error),
+            None => *slot = Some(hook),
         }
-        *self.handle.shared.failure_hook.lock() = Some(hook);
     }
 
     /// Called on the writer thread after each fsync of a batch.

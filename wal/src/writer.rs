@@ -194,6 +194,9 @@ impl Writer {
             }
             _ => {}
         }
+        // The process that made the newest segment may have died before its name was durable.
+        fs.sync_dir(&config.dir)
+            .map_err(|error| Error::io("sync", &config.dir, error))?;
         Ok(Writer::new(fs, config, preparation, shared, sealed, tail))
     }
 
