@@ -137,14 +137,18 @@ func (p *pair) revoke(id int64) error {
 
 func (p *pair) keepAlive(id int64) error {
 	c := call{rpc: "Lease.LeaseKeepAlive", req: &pb.LeaseKeepAliveRequest{ID: id}}
-	_, err := p.exchange(c, func(_ context.Context, s *side, req proto.Message) (proto.Message, error) {
+	_, err := p.exchange(c, func(ctx context.Context, s *side, req proto.Message) (proto.Message, error) {
 		if s.keepAlive == nil {
-			stream, err := pb.NewLeaseClient(s.conn).LeaseKeepAlive(context.Background())
+			streamCtx, cancel := context.WithCancel(context.Background())
+			stream, err := pb.NewLeaseClient(s.conn).LeaseKeepAlive(streamCtx)
 			if err != nil {
+				cancel()
 				return nil, err
 			}
-			s.keepAlive = stream
+			s.keepAlive, s.keepAliveCancel = stream, cancel
 		}
+		// One stream serves the whole run, one request at a time; an unanswered request ends it.
+		defer context.AfterFunc(ctx, s.keepAliveCancel)()
 		if err := s.keepAlive.Send(req.(*pb.LeaseKeepAliveRequest)); err != nil {
 			return nil, err
 		}

@@ -10,6 +10,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
@@ -30,6 +31,8 @@ type side struct {
 	conn      *grpc.ClientConn
 	leases    *leaseNames
 	keepAlive pb.Lease_LeaseKeepAliveClient
+
+	keepAliveCancel context.CancelFunc
 }
 
 // pair sends the same requests to both servers one by one and compares every answer.
@@ -57,6 +60,7 @@ type pair struct {
 	tainted   bool  // keys are attached to such a lease, so stored bytes and HashKV differ
 	expiries  int   // expiry scenarios run
 	fragments int   // fragment scenarios run
+	directed  int   // directed cases sent
 	streams   []*watchStream
 	streamSeq int
 }
@@ -134,7 +138,7 @@ func (p *pair) exchange(c call, send func(context.Context, *side, proto.Message)
 	if b.resp != nil {
 		original = proto.Clone(b.resp)
 	}
-	same := equal(c.req, a, b)
+	same := equal(c.req, a, b) && a.code != codes.Unavailable // one member is never unavailable: one has crashed
 	if same && original != nil && !proto.Equal(original, b.resp) {
 		same = p.checkCut(c.req, a.resp, original)
 		b.resp = original

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,6 +32,7 @@ type watchStream struct {
 	fence    int64              // id of the fence watch
 	fenced   bool
 	creating *pb.WatchCreateRequest
+	gone     bool // a difference was found on it
 }
 
 // watcher is a watch that holds its id.
@@ -72,10 +74,11 @@ const (
 	streamsMax  = 3
 	watchersMax = 12
 	fenceKey    = "fence"
-	settleWait  = 15 * time.Second
+	settleWait  = 10 * time.Second
 )
 
-func (p *pair) openStream() error {
+// openStream opens a stream to both servers; it returns nil when one of them refuses.
+func (p *pair) openStream() (*watchStream, error) {
 	ws := &watchStream{watchers: map[int64]*watcher{}, name: fmt.Sprintf("stream %d", p.streamSeq)}
 	p.streamSeq++
 	ws.md = p.metadata()
@@ -84,14 +87,14 @@ func (p *pair) openStream() error {
 		stream, err := pb.NewWatchClient(s.conn).Watch(ctx)
 		if err != nil {
 			cancel()
-			return p.differ("Watch.Watch", nil, ws.md, ws.name, fmt.Sprintf("%s cannot open a stream: %v", s.srv.Label, err))
+			return nil, p.watchDiffers(ws, nil, ws.md, ws.name, fmt.Sprintf("%s cannot open a stream: %v", s.srv.Label, err))
 		}
 		side := &watchSide{stream: stream, cancel: cancel, notify: make(chan struct{}, 1), events: map[int64]*eventLog{}}
 		ws.sides[i] = side
 		go side.read()
 	}
 	p.streams = append(p.streams, ws)
-	return nil
+	return ws, nil
 }
 
 func (w *watchSide) read() {
@@ -250,7 +253,7 @@ func (p *pair) takeControl(ws *watchStream, req proto.Message) (*pb.WatchRespons
 		}
 	}
 	if got[0] == nil || got[1] == nil || !proto.Equal(got[0], got[1]) {
-		return got[0], p.differ("Watch.Watch", req, ws.md, p.showWatch(ws, 0, got[0]), p.showWatch(ws, 1, got[1]))
+		return got[0], p.watchDiffers(ws, req, ws.md, p.showWatch(ws, 0, got[0]), p.showWatch(ws, 1, got[1]))
 	}
 	p.cov.response("Watch.Watch", got[0])
 	return got[0], nil
@@ -283,7 +286,7 @@ func (p *pair) createWatch(ws *watchStream, req *pb.WatchCreateRequest) error {
 		p.cov.reasons[r.CancelReason]++
 		return nil
 	}
-	if !r.Created {
+	if !r.Created || ws.gone {
 		return nil
 	}
 	w := &watcher{req: req}
@@ -326,12 +329,12 @@ func (p *pair) settle(ws *watchStream) error {
 		return p.compareEvents(ws)
 	}
 	if p.answersProgress(ws) {
-		if err := p.progress(ws); err != nil {
+		if err := p.progress(ws); err != nil || ws.gone {
 			return err
 		}
 		return p.compareEvents(ws)
 	}
-	if err := p.raiseFence(ws); err != nil {
+	if err := p.raiseFence(ws); err != nil || ws.gone {
 		return err
 	}
 	// Watches of one stream need not keep step with each other: the others may still be a moment behind the fence.
@@ -359,7 +362,7 @@ func (p *pair) progress(ws *watchStream) error {
 		side.progress = nil
 	}
 	if got[0] == nil || got[1] == nil || !proto.Equal(got[0], got[1]) {
-		return p.differ("Watch.Watch", req, ws.md, p.showWatch(ws, 0, got[0]), p.showWatch(ws, 1, got[1]))
+		return p.watchDiffers(ws, req, ws.md, p.showWatch(ws, 0, got[0]), p.showWatch(ws, 1, got[1]))
 	}
 	p.cov.request("Watch.Watch", req)
 	p.cov.response("Watch.Watch", got[0])
@@ -375,7 +378,7 @@ func (p *pair) silentProgress(ws *watchStream) error {
 	a, b := len(ws.sides[0].progress), len(ws.sides[1].progress)
 	ws.sides[0].progress, ws.sides[1].progress = nil, nil
 	if a != b {
-		return p.differ("Watch.Watch", req, ws.md, fmt.Sprintf("%d answers", a), fmt.Sprintf("%d answers", b))
+		return p.watchDiffers(ws, req, ws.md, fmt.Sprintf("%d answers", a), fmt.Sprintf("%d answers", b))
 	}
 	return nil
 }
@@ -385,7 +388,7 @@ func (p *pair) raiseFence(ws *watchStream) error {
 	if !ws.fenced {
 		ws.fence = 1 << 40
 		ws.fenced = true
-		if err := p.createWatch(ws, &pb.WatchCreateRequest{Key: key, WatchId: ws.fence}); err != nil {
+		if err := p.createWatch(ws, &pb.WatchCreateRequest{Key: key, WatchId: ws.fence}); err != nil || ws.gone {
 			return err
 		}
 	}
@@ -395,7 +398,7 @@ func (p *pair) raiseFence(ws *watchStream) error {
 	revision := p.revision
 	raised := func(w *watchSide) bool { log := w.events[ws.fence]; return log != nil && log.revision >= revision }
 	if !p.await(ws, settleWait, raised) {
-		return p.differ("Watch.Watch", nil, ws.md, fmt.Sprintf("fence at %d: %v", revision, raised(ws.sides[0])),
+		return p.watchDiffers(ws, nil, ws.md, fmt.Sprintf("fence at %d: %v", revision, raised(ws.sides[0])),
 			fmt.Sprintf("fence at %d: %v", revision, raised(ws.sides[1])))
 	}
 	return nil
@@ -415,22 +418,16 @@ func sameEvents(ws *watchStream) bool {
 func (p *pair) compareEvents(ws *watchStream) error {
 	p.pump(ws)
 	for i, side := range ws.sides {
-		for _, complaint := range side.broken {
+		if len(side.broken) > 0 {
 			says := [2]string{"-", "-"}
-			says[i] = complaint
-			if err := p.differ("Watch.Watch", nil, ws.md, says[0], says[1]); err != nil {
-				return err
-			}
+			says[i] = strings.Join(side.broken, "; ")
+			return p.watchDiffers(ws, nil, ws.md, says[0], says[1])
 		}
-		side.broken = nil
-		for _, r := range side.control {
+		if len(side.control) > 0 {
 			says := [2]string{"no such answer", "no such answer"}
-			says[i] = text(r)
-			if err := p.differ("Watch.Watch", nil, ws.md, says[0], says[1]); err != nil {
-				return err
-			}
+			says[i] = text(side.control[0])
+			return p.watchDiffers(ws, nil, ws.md, says[0], says[1])
 		}
-		side.control = nil
 	}
 	for _, id := range sortedIDs(ws.watchers) {
 		a, b := ws.sides[0].events[id], ws.sides[1].events[id]
@@ -454,12 +451,12 @@ func (p *pair) compareLogs(ws *watchStream, id int64, a, b *eventLog) error {
 	}
 	for i := range max(len(a.events), len(b.events)) {
 		if i >= len(a.events) || i >= len(b.events) || !proto.Equal(a.events[i], b.events[i]) {
-			return p.differ("Watch.Watch", a.req, ws.md, where(a, i), where(b, i))
+			return p.watchDiffers(ws, a.req, ws.md, where(a, i), where(b, i))
 		}
 		p.cov.response("Watch.Watch", &pb.WatchResponse{WatchId: id, Events: a.events[i : i+1]})
 	}
 	if !slices.Equal(a.parts, b.parts) {
-		return p.differ("Watch.Watch", a.req, ws.md, fmt.Sprintf("watch %d: fragments %v", id, a.parts), fmt.Sprintf("watch %d: fragments %v", id, b.parts))
+		return p.watchDiffers(ws, a.req, ws.md, fmt.Sprintf("watch %d: fragments %v", id, a.parts), fmt.Sprintf("watch %d: fragments %v", id, b.parts))
 	}
 	if len(a.parts) > 0 {
 		p.cov.response("Watch.Watch", &pb.WatchResponse{Fragment: true})
@@ -483,7 +480,7 @@ func sortedIDs(m map[int64]*watcher) []int64 {
 
 // cancelWatch cancels id, which may be unknown: then nothing is answered.
 func (p *pair) cancelWatch(ws *watchStream, id int64) error {
-	if err := p.settle(ws); err != nil {
+	if err := p.settle(ws); err != nil || ws.gone {
 		return err
 	}
 	req := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: id}}}
@@ -519,8 +516,21 @@ func (p *pair) closeStream(ws *watchStream) error {
 	return err
 }
 
+// watchDiffers reports a difference and gives the stream up: whatever follows on it would differ again.
+func (p *pair) watchDiffers(ws *watchStream, req proto.Message, md metadata.MD, a, b string) error {
+	for _, side := range ws.sides {
+		if side != nil {
+			side.cancel()
+		}
+	}
+	ws.gone = true
+	ws.watchers = map[int64]*watcher{}
+	p.streams = slices.DeleteFunc(p.streams, func(x *watchStream) bool { return x == ws })
+	return p.differ("Watch.Watch", req, md, a, b)
+}
+
 func (p *pair) settleAll() error {
-	for _, ws := range p.streams {
+	for _, ws := range slices.Clone(p.streams) {
 		if err := p.settle(ws); err != nil {
 			return err
 		}
@@ -547,6 +557,8 @@ func (p *pair) watchCreateRequest(ws *watchStream) *pb.WatchCreateRequest {
 	}
 	switch {
 	case p.chance(60):
+	case p.chance(20) && p.compacted > 1:
+		req.StartRevision = 1 + p.rng.Int64N(p.compacted-1)
 	case p.chance(70):
 		req.StartRevision = min(p.someRevision(), p.revision)
 	case p.chance(60):
@@ -571,7 +583,8 @@ func (p *pair) watchCreateRequest(ws *watchStream) *pb.WatchCreateRequest {
 // watchStep does one thing to one watch stream.
 func (p *pair) watchStep() error {
 	if len(p.streams) == 0 || len(p.streams) < streamsMax && p.chance(10) {
-		return p.openStream()
+		_, err := p.openStream()
+		return err
 	}
 	ws := pick(p, p.streams...)
 	switch n := p.rng.IntN(100); {
@@ -607,10 +620,10 @@ func (p *pair) watchStep() error {
 // fragmentScenario makes one revision's events exceed what fits one response: three large values deleted at once
 // under a watch that wants previous values.
 func (p *pair) fragmentScenario() error {
-	if err := p.openStream(); err != nil {
+	ws, err := p.openStream()
+	if err != nil || ws == nil {
 		return err
 	}
-	ws := p.streams[len(p.streams)-1]
 	prefix := []byte("large/")
 	for _, fragment := range []bool{true, false} {
 		req := &pb.WatchCreateRequest{Key: prefix, RangeEnd: prefixEnd(prefix), PrevKv: true, Fragment: fragment}
