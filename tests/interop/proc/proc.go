@@ -38,8 +38,9 @@ type Options struct {
 
 // TLSFiles are the certificate flags of the server and the configuration a client needs to reach it.
 type TLSFiles struct {
-	Cert, Key, TrustedCA string
-	Client               *tls.Config
+	Cert, Key, TrustedCA  string
+	ClientCert, ClientKey string
+	Client                *tls.Config
 }
 
 // Server is a running (or killed and restartable) server process.
