@@ -72,7 +72,14 @@ echo "server under test: $KVD_BIN"
 part "go test" "$logs/gotest.log" timeout 600 nice -n 5 go test -p 1 -count=1 -timeout 300s -v ./...
 code=$?
 grep -E '^ *--- (PASS|FAIL|SKIP)|^(FAIL|ok|panic)|SKIPPED' "$logs/gotest.log"
-count() { grep -cE "^ *--- $1" "$logs/gotest.log"; }
+# Tests with parts are counted by their parts.
+count() {
+    awk -v want="$1" '/^ *--- (PASS|FAIL|SKIP)/ {
+        indented = $0 ~ /^ /
+        if (last != "" && !indented) n += last == want
+        if (indented) { n += $2 == want ":"; last = "" } else { last = $2; sub(":", "", last) }
+    } END { if (last != "") n += last == want; print n + 0 }' "$logs/gotest.log"
+}
 passed=$((passed + $(count PASS)))
 failed=$((failed + $(count FAIL)))
 skipped=$((skipped + $(count SKIP) + $(grep -c '^SKIPPED interop' "$logs/gotest.log")))

@@ -202,7 +202,7 @@ func etcdBin(t *testing.T) string {
 func TestEtcdDoesNotDifferFromItself(t *testing.T) {
 	bin := etcdBin(t)
 	var out bytes.Buffer
-	res, err := run(config{etcdBin: bin, kvdBin: bin, etcdArgs: "--unsafe-no-fsync", kvdArgs: "--unsafe-no-fsync", requests: 3000, seed: 11, diffsMax: 3}, &out)
+	res, err := run(config{etcdBin: bin, kvdBin: bin, etcdArgs: "--unsafe-no-fsync", kvdArgs: "--unsafe-no-fsync", requests: 3000, seed: 11, diffsMax: 3, restarts: 1}, &out)
 	if err != nil || !res.ok() {
 		t.Fatalf("%v, %v\n%s", err, res, tail(out.String()))
 	}

@@ -20,6 +20,11 @@ type leaseState struct {
 	expiresAt time.Time
 }
 
+// renewed notes that the lease has its whole time again.
+func (l *leaseState) renewed() {
+	l.expiresAt = time.Now().Add(time.Duration(min(l.ttl, 1<<32)) * time.Second)
+}
+
 const (
 	leasesLimit     = 10
 	chosenLeaseBase = int64(0x6b76640000000000) // names of leases whose ids the servers chose
@@ -120,7 +125,9 @@ func (p *pair) grant() error {
 		return err
 	}
 	granted := a.resp.(*pb.LeaseGrantResponse).TTL
-	p.leases = append(p.leases, &leaseState{name, granted, req.ID == 0, time.Now().Add(time.Duration(min(granted, 1<<32)) * time.Second)})
+	l := &leaseState{name: name, ttl: granted, chosen: req.ID == 0}
+	l.renewed()
+	p.leases = append(p.leases, l)
 	if granted < leaseTTLMin {
 		return p.revoke(name) // before it can end by itself
 	}
@@ -160,7 +167,7 @@ func (p *pair) keepAlive(id int64) error {
 		return resp, nil
 	})
 	if l := p.lease(id); l != nil {
-		l.expiresAt = time.Now().Add(time.Duration(min(l.ttl, 1<<32)) * time.Second)
+		l.renewed()
 	}
 	return err
 }

@@ -30,6 +30,7 @@ type config struct {
 	diffsMax          int
 	sabotage          int
 	partial           bool
+	restarts          int
 }
 
 // effectiveMin is the least part of the writes, in percent, that must take effect.
@@ -46,6 +47,7 @@ func main() {
 	flag.IntVar(&c.diffsMax, "max-diffs", 20, "stop after this many differences")
 	flag.IntVar(&c.sabotage, "sabotage", 0, "falsify one field of the tested server's answer at this request, which must then be found")
 	flag.BoolVar(&c.partial, "partial", false, "do not fail for missing coverage (for short runs)")
+	flag.IntVar(&c.restarts, "restarts", 2, "how often both servers are killed and started again during the run")
 	flag.Parse()
 	if c.kvdBin == "" {
 		fmt.Fprintln(os.Stderr, "differ: --kvd-bin is required")
@@ -76,7 +78,7 @@ func (r result) ok() bool {
 func run(c config, out io.Writer) (result, error) {
 	p := &pair{
 		cov: newCoverage(), out: out, seed: c.seed, rng: rand.New(rand.NewPCG(c.seed, 0)),
-		requestsGoal: c.requests, diffsMax: c.diffsMax, sabotageAt: c.sabotage, settled: true,
+		requestsGoal: c.requests, diffsMax: c.diffsMax, sabotageAt: c.sabotage, settled: true, restarts: c.restarts,
 	}
 	for i, o := range []proc.Options{
 		{Label: "etcd", Bin: c.etcdBin, Args: strings.Fields(c.etcdArgs)},
@@ -89,15 +91,11 @@ func run(c config, out io.Writer) (result, error) {
 			return result{}, err
 		}
 		defer srv.Close()
-		conn, err := srv.Dial()
-		if err != nil {
-			return result{}, err
-		}
-		defer conn.Close()
-		p.sides[i] = &side{srv: srv, conn: conn, leases: newLeaseNames()}
-		if err := waitReady(p.sides[i]); err != nil {
+		p.sides[i] = &side{srv: srv, leases: newLeaseNames()}
+		if err := p.sides[i].connect(); err != nil {
 			return result{}, fmt.Errorf("%s: %w", o.Label, err)
 		}
+		defer func() { _ = p.sides[i].conn.Close() }()
 	}
 	start := time.Now()
 	fmt.Fprintf(out, "differ: %d requests, seed %d, %s against %s %s\n", c.requests, c.seed, c.etcdBin, c.kvdBin, c.kvdArgs)
@@ -129,11 +127,59 @@ func (p *pair) run() error {
 		return err
 	}
 	for p.requests < p.requestsGoal {
+		if p.requests > p.requestsGoal*(p.restarted+1)/(p.restarts+1) {
+			if err := p.restart(); err != nil {
+				return err
+			}
+		}
 		if err := p.step(); err != nil {
 			return err
 		}
 	}
 	return p.finale()
+}
+
+// connect opens the side's connection and waits until the member is complete.
+func (s *side) connect() error {
+	conn, err := s.srv.Dial()
+	if err != nil {
+		return err
+	}
+	s.conn = conn
+	return waitReady(s)
+}
+
+// restart kills both servers and starts them again: everything acknowledged must still be there, leases with their
+// whole time.
+func (p *pair) restart() error {
+	p.restarted++
+	for len(p.streams) > 0 {
+		if err := p.closeStream(p.streams[0]); err != nil {
+			return err
+		}
+	}
+	// An unfinished compaction would go on after the start on one server and not on the other.
+	if err := p.finishCompaction(); err != nil {
+		return err
+	}
+	for _, s := range p.sides {
+		if s.keepAlive != nil {
+			s.keepAliveCancel()
+			s.keepAlive = nil
+		}
+		_ = s.conn.Close()
+		s.srv.Kill()
+		if err := s.srv.Run(); err != nil {
+			return err
+		}
+		if err := s.connect(); err != nil {
+			return fmt.Errorf("%s after a restart: %w", s.srv.Label, err)
+		}
+	}
+	for _, l := range p.leases {
+		l.renewed()
+	}
+	return p.compareAll()
 }
 
 // waitReady waits for what a member decides a moment after it serves: its storage version, a few seconds after the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math/rand/v2"
 	"time"
@@ -61,6 +62,8 @@ type pair struct {
 	expiries  int   // expiry scenarios run
 	fragments int   // fragment scenarios run
 	directed  int   // directed cases sent
+	restarts  int   // restarts still to do
+	restarted int   // restarts done
 	streams   []*watchStream
 	streamSeq int
 }
@@ -257,8 +260,18 @@ func note(complaint string) string {
 }
 
 func text(m proto.Message) string {
-	return string(m.ProtoReflect().Descriptor().Name()) + " {" + clip(prototext.MarshalOptions{}.Format(m)) + "}"
+	short := proto.Clone(m)
+	eachField(short.ProtoReflect(), func(m protoreflect.Message, fd protoreflect.FieldDescriptor, v protoreflect.Value) {
+		if fd.Kind() == protoreflect.BytesKind && !fd.IsList() && len(v.Bytes()) > shownBytesMax {
+			b := v.Bytes()
+			m.Set(fd, protoreflect.ValueOfBytes(fmt.Appendf(nil, "%s… (%d bytes, crc32 %08x)", b[:16], len(b), crc32.ChecksumIEEE(b))))
+		}
+	})
+	return string(m.ProtoReflect().Descriptor().Name()) + " {" + clip(prototext.MarshalOptions{}.Format(short)) + "}"
 }
+
+// shownBytesMax is the longest key or value that is printed whole.
+const shownBytesMax = 64
 
 // shownMax is the longest part of a message that is printed.
 const shownMax = 3000

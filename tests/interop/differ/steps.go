@@ -246,14 +246,20 @@ func (p *pair) compactTo(req *pb.CompactionRequest) error {
 	return err
 }
 
-// hashKV compares hashes; those depend on what a compaction has already removed, so it must have ended: a physical
-// compaction waits for the ones before it even when it is refused.
+// finishCompaction waits for the compaction in the background: a physical one waits for those before it, even when it
+// is refused.
+func (p *pair) finishCompaction() error {
+	if p.settled {
+		return nil
+	}
+	p.settled = true
+	return p.compactTo(&pb.CompactionRequest{Revision: p.compacted, Physical: true})
+}
+
+// hashKV compares hashes; those depend on what a compaction has already removed, so it must have ended.
 func (p *pair) hashKV() error {
-	if !p.settled {
-		if err := p.compactTo(&pb.CompactionRequest{Revision: p.compacted, Physical: true}); err != nil {
-			return err
-		}
-		p.settled = true
+	if err := p.finishCompaction(); err != nil {
+		return err
 	}
 	req := &pb.HashKVRequest{}
 	switch n := p.rng.IntN(100); {
@@ -348,13 +354,18 @@ func (p *pair) prelude() error {
 	return nil
 }
 
-// finale compares everything once more: all history, all pairs, all leases, all watches.
+// finale compares everything once more.
 func (p *pair) finale() error {
 	for len(p.streams) > 0 {
 		if err := p.closeStream(p.streams[0]); err != nil {
 			return err
 		}
 	}
+	return p.compareAll()
+}
+
+// compareAll compares all pairs, all history since the compaction, all leases and the hash.
+func (p *pair) compareAll() error {
 	if err := p.once("KV.Range", &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}); err != nil {
 		return err
 	}

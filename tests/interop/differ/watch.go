@@ -236,6 +236,11 @@ func (p *pair) await(ws *watchStream, limit time.Duration, ready func(*watchSide
 
 func (p *pair) sendWatch(ws *watchStream, req *pb.WatchRequest) {
 	p.requests++
+	p.resendWatch(ws, req)
+}
+
+// resendWatch repeats a request without counting it, so that a slow server does not change what comes next.
+func (p *pair) resendWatch(ws *watchStream, req *pb.WatchRequest) {
 	for i, side := range ws.sides {
 		// A failed send shows as a missing answer.
 		_ = side.stream.Send(p.sides[i].leases.toServer(req).(*pb.WatchRequest))
@@ -348,8 +353,9 @@ func (p *pair) progress(ws *watchStream) error {
 	answered := func(w *watchSide) bool {
 		return slices.ContainsFunc(w.progress, func(r *pb.WatchResponse) bool { return r.Header.GetRevision() == p.revision })
 	}
+	p.requests++
 	for range int(settleWait / (250 * time.Millisecond)) {
-		p.sendWatch(ws, req)
+		p.resendWatch(ws, req)
 		if p.await(ws, 250*time.Millisecond, answered) {
 			break
 		}
