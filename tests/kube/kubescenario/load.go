@@ -21,8 +21,7 @@ const (
 	loadWriters   = 8
 	liveObjects   = 40 // each writer keeps about so many
 
-	// settleTime is how long after a recovery the apiservers' connections may still complain of the outage: gRPC
-	// waits up to 1.6 s after its second attempt to connect.
+	// settleTime is how long after a recovery the apiservers' connections may still complain of the outage.
 	settleTime = 3 * time.Second
 )
 
@@ -164,9 +163,9 @@ func (s *scenario) loadPhase() bool {
 		return false
 	}
 	// Even where the load broke off, what was acknowledged must be there.
-	s.step("every read and write of the load kept the order", func() (string, error) { return "", l.verdict() })
-	s.step("every acknowledged write is in the API", func() (string, error) { return s.verifyAPI(l, servers) })
-	s.step("every acknowledged write is in the store", func() (string, error) { return s.verifyStore(l) })
+	s.step(orderStep, func() (string, error) { return "", l.verdict() })
+	s.step(inAPIStep, func() (string, error) { return s.verifyAPI(l, servers) })
+	s.step(inStoreStep, func() (string, error) { return s.verifyStore(l) })
 	s.step("the watch saw every acknowledged write once and in order", func() (string, error) { return w.verify() })
 	return ok || s.store.process.running() == nil
 }
@@ -246,7 +245,8 @@ func (s *scenario) killAgainAndAgain(ctx context.Context, l *ledger, servers []*
 		if err := progress(100 + random.Intn(200)); err != nil {
 			return slowest, fmt.Errorf("before kill %d: %w", round+1, err)
 		}
-		end := s.store.beginOutage()
+		killed := time.Now()
+		end := s.store.excuse("")
 		s.store.process.kill()
 		if err := s.spoilAtKill(round); err != nil {
 			return slowest, err
@@ -255,7 +255,7 @@ func (s *scenario) killAgainAndAgain(ctx context.Context, l *ledger, servers []*
 		took, err := s.store.start(ctx)
 		slowest = max(slowest, took)
 		if err == nil {
-			err = s.recovered(servers...)
+			err = s.recovered(killed, servers...)
 		}
 		end()
 		if err != nil {

@@ -31,7 +31,7 @@ func main() {
 	flag.StringVar(&o.store, "store", os.Getenv("KVD_BIN"), "store binary that takes etcd's flags (KVD_BIN)")
 	flag.StringVar(&o.apiserver, "apiserver", filepath.Join(filepath.Dir(self), "kube-apiserver"), "kube-apiserver binary")
 	flag.Int64Var(&o.seed, "seed", 1, "seed of the load and of the times of the kills")
-	flag.IntVar(&o.kills, "kills", 5, "how often the store is killed under load")
+	flag.IntVar(&o.kills, "kills", 8, "how often the store is killed under load")
 	flag.StringVar(&o.sabotage, "sabotage", "", "run only start, load and verification, and spoil it: "+sabotageNames())
 	flag.BoolVar(&o.selfCheck, "self-check", false, "run every sabotage and expect each to be found")
 	flag.BoolVar(&o.keep, "keep", false, "keep the temporary folder even when all passed")

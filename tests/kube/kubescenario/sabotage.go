@@ -4,34 +4,32 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
-	"sort"
+	"slices"
 	"strings"
 	"time"
 )
 
 // sabotages break the store's promises on purpose. Each names the step that must notice.
 var sabotages = map[string]string{
-	"delete":   "every acknowledged write is in the API",   // an acknowledged object is deleted in the store
-	"rewrite":  "every acknowledged write is in the API",   // an acknowledged object gets another's content
-	"rollback": "every acknowledged write is in the store", // the store comes back from a kill with old data
-	"outage":   "no storage error in the apiservers' logs", // the store is down at a time when it should not
+	"delete":      inAPIStep,        // an acknowledged object is deleted in the store
+	"rewrite":     inAPIStep,        // an acknowledged object gets another's content
+	"rollback":    inStoreStep,      // the store comes back from a kill with the data of an earlier one
+	"outage":      logStep,          // the store is down at a time when it should not be
+	"intruder":    watchChangesStep, // an event comes that no acknowledged write explains
+	"no-progress": idleBookmarkStep, // the store sends no progress notifications
 }
 
 func sabotageNames() string {
-	var names []string
-	for name := range sabotages {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	return strings.Join(names, ", ")
+	return strings.Join(slices.Sorted(maps.Keys(sabotages)), ", ")
 }
 
 // runSelfCheck shows that the scenario can fail, and fails where it should.
 func runSelfCheck(ctx context.Context, o options) (passed, failed int) {
 	whole := &report{started: time.Now()}
-	for _, name := range strings.Split(sabotageNames(), ", ") {
+	for _, name := range slices.Sorted(maps.Keys(sabotages)) {
 		fmt.Printf("-- sabotage %s\n", name)
 		run := o
 		run.selfCheck, run.sabotage, run.kills = false, name, 2
@@ -46,6 +44,37 @@ func runSelfCheck(ctx context.Context, o options) (passed, failed int) {
 		})
 	}
 	return whole.passed, len(whole.failures)
+}
+
+// runSpoiled runs what the sabotage needs and no more.
+func (s *scenario) runSpoiled() {
+	switch s.sabotage {
+	case "intruder", "no-progress":
+		if !s.step(createObjectsStep, s.createObjects) {
+			return
+		}
+		if s.sabotage == "no-progress" {
+			s.step(idleBookmarkStep, s.idleBookmark)
+			return
+		}
+		ctx, cancel := context.WithCancel(s.ctx)
+		defer cancel()
+		go s.intrude(ctx)
+		s.step(watchChangesStep, s.watchChanges)
+	default:
+		_ = s.loadPhase() && s.afterwards()
+	}
+}
+
+// intrude writes an object again and again, past the apiserver.
+func (s *scenario) intrude(ctx context.Context) {
+	const prefix = "/registry/configmaps/red/item-00"
+	for ctx.Err() == nil {
+		if value, err := s.etcd.Get(ctx, prefix+"1"); err == nil && len(value.Kvs) == 1 {
+			_, _ = s.etcd.Put(ctx, prefix+"1", string(value.Kvs[0].Value))
+		}
+		pause(ctx, 100*time.Millisecond)
+	}
 }
 
 // spoilAfterLoad changes acknowledged objects behind the apiserver's back.
@@ -89,11 +118,12 @@ func (s *scenario) spoilAtKill(round int) error {
 	return os.Rename(saved, s.store.dataDir)
 }
 
-// spoilOutage kills the store at a time that is not noted as an outage.
+// spoilOutage kills the store at a time that is not excused.
 func (s *scenario) spoilOutage(ctx context.Context, servers []*apiserver) error {
+	killed := time.Now()
 	s.store.process.kill()
 	if _, err := s.store.start(ctx); err != nil {
 		return err
 	}
-	return s.recovered(servers...)
+	return s.recovered(killed, servers...)
 }

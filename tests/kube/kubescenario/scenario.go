@@ -16,10 +16,22 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
+// The steps that a sabotage must make fail.
+const (
+	createObjectsStep = "create namespaces and config maps"
+	watchChangesStep  = "watch gives every change once and in order"
+	idleBookmarkStep  = "idle watch gets a bookmark of the store's revision"
+	inAPIStep         = "every acknowledged write is in the API"
+	inStoreStep       = "every acknowledged write is in the store"
+	orderStep         = "every read and write of the load kept the order"
+	logStep           = "no storage error in the apiservers' logs"
+)
+
 const (
 	requestTimeout     = 40 * time.Second
 	compactionInterval = 20 * time.Second
-	eventTTL           = 15 * time.Second
+	eventTTL           = 20 * time.Second
+	progressInterval   = 5 * time.Second // as kubeadm sets it
 
 	perNamespace = 150 // config maps in each of the namespaces below
 )
@@ -39,29 +51,28 @@ type scenario struct {
 	servers []*apiserver // all ever started, for the end and the log
 
 	firstRV      uint64 // a resource version that will be compacted away
-	eventsPosted time.Time
 	eventsGone   <-chan error
 	cancelEvents context.CancelFunc
 }
 
 func (s *scenario) run() {
-	if s.sabotage != "" {
-		_ = s.begin() && s.loadPhase() && s.afterwards()
-		return
-	}
 	if !s.begin() {
 		return
 	}
+	if s.sabotage != "" {
+		s.runSpoiled()
+		return
+	}
 	s.step("bootstrap objects are there", s.bootstrapObjects)
-	s.step("create namespaces and config maps", s.createObjects)
+	s.step(createObjectsStep, s.createObjects)
 	s.step("create again is refused", s.createAgain)
 	s.step("list in pages keeps one moment", s.listInPages)
 	s.step("list by selector and at a resource version", s.listVariants)
 	s.step("events get a lease", s.postEvents)
-	s.step("watch gives every change once and in order", s.watchChanges)
+	s.step(watchChangesStep, s.watchChanges)
 	s.step("watch from an old resource version replays", s.watchReplay)
 	s.step("watch with initial events", s.watchInitialEvents)
-	s.step("idle watch gets a bookmark of the store's revision", s.idleBookmark)
+	s.step(idleBookmarkStep, s.idleBookmark)
 	s.step("update of an old version is a conflict", s.updateConflict)
 	s.step("concurrent increments lose nothing", s.concurrentIncrements)
 	s.step("patches of all kinds", s.patches)
@@ -89,7 +100,11 @@ func (s *scenario) run() {
 func (s *scenario) begin() bool {
 	return s.step("store starts and says ready", func() (string, error) {
 		var err error
-		if s.store, err = newStore(s.dir, s.options.store); err != nil {
+		interval := progressInterval
+		if s.sabotage == "no-progress" {
+			interval = 10 * time.Minute
+		}
+		if s.store, err = newStore(s.dir, s.options.store, interval); err != nil {
 			return "", err
 		}
 		took, err := s.store.start(s.ctx)
@@ -735,6 +750,7 @@ func (s *scenario) largeObjects() (string, error) {
 	// 1.5 MiB, and no part of the object may be stored.
 	leases := "/apis/coordination.k8s.io/v1/namespaces/blue/leases"
 	holder := strings.Repeat("x", 1_700_000)
+	defer s.store.excuse("etcdserver: request is too large")()
 	_, err = s.a.create(s.ctx, leases, object{
 		"metadata": object{"name": "too-large"}, "spec": object{"holderIdentity": holder},
 	})
@@ -958,7 +974,6 @@ func (s *scenario) postEvents() (string, error) {
 			return "", err
 		}
 	}
-	s.eventsPosted = time.Now()
 	l, err := s.a.list(s.ctx, path, nil)
 	if err != nil {
 		return "", err
@@ -1012,7 +1027,10 @@ func (s *scenario) eventsExpire() (string, error) {
 	if s.eventsGone == nil {
 		return "", errors.New("no events were posted")
 	}
-	if err := <-s.eventsGone; err != nil {
+	err := <-s.eventsGone
+	// A watch left open would hold up the end of the apiserver for a minute.
+	s.cancelEvents()
+	if err != nil {
 		return "", err
 	}
 	l, err := s.a.list(s.ctx, "/api/v1/namespaces/blue/events", nil)
@@ -1132,6 +1150,7 @@ func (s *scenario) uncached() (string, error) {
 
 // compacted waits until the apiserver has compacted the first writes, which takes two intervals.
 func (s *scenario) compacted() (string, error) {
+	defer s.store.excuse("required revision has been compacted")()
 	// Events have no cache: their lists come from the store.
 	query := url.Values{"resourceVersion": {fmt.Sprint(s.firstRV)}, "resourceVersionMatch": {"Exact"}, "limit": {"10"}}
 	err := waitFor(s.ctx, 4*compactionInterval, time.Second, func() error {
@@ -1237,8 +1256,8 @@ func (s *scenario) restartStore() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	end := s.store.beginOutage()
-	defer end()
+	began := time.Now()
+	defer s.store.excuse("")()
 	if err := s.store.process.stop(30 * time.Second); err != nil {
 		return "", err
 	}
@@ -1246,7 +1265,7 @@ func (s *scenario) restartStore() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := s.recovered(s.a); err != nil {
+	if err := s.recovered(began, s.a); err != nil {
 		return "", err
 	}
 	after, err := dump(s.ctx, s.a.client)
@@ -1256,8 +1275,10 @@ func (s *scenario) restartStore() (string, error) {
 	return fmt.Sprintf("store ready after %d ms", took.Milliseconds()), before.equal(after)
 }
 
-// recovered waits until the apiservers have found the store again, and their connections have settled.
-func (s *scenario) recovered(servers ...*apiserver) error {
+// recovered waits until the apiservers have found the store again, and all their connections too. Those that do
+// not serve us try again after a time that grows with the length of the outage.
+func (s *scenario) recovered(downSince time.Time, servers ...*apiserver) error {
+	settle := settleTime + time.Since(downSince)
 	for _, server := range servers {
 		err := waitFor(s.ctx, time.Minute, 100*time.Millisecond, func() error {
 			if _, err := server.raw(s.ctx, "/readyz"); err != nil {
@@ -1273,7 +1294,7 @@ func (s *scenario) recovered(servers ...*apiserver) error {
 	select {
 	case <-s.ctx.Done():
 		return s.ctx.Err()
-	case <-time.After(settleTime):
+	case <-time.After(settle):
 		return nil
 	}
 }

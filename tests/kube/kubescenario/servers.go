@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,13 +26,17 @@ type store struct {
 	process              *process
 
 	mu      sync.Mutex
-	outages []outage
+	excuses []excuse
 }
 
-// outage is a time in which the store was down on purpose, and the time its clients need to be back.
-type outage struct{ from, to time.Time }
+// excuse is a time in which complaints of the store's clients are our doing: the store is down on purpose, or a
+// step asks for what must be refused.
+type excuse struct {
+	from, to time.Time
+	about    string // the line must contain it
+}
 
-func newStore(dir, binary string) (*store, error) {
+func newStore(dir, binary string, progressInterval time.Duration) (*store, error) {
 	ca, err := newAuthority(filepath.Join(dir, "etcd-pki"), "etcd-ca")
 	if err != nil {
 		return nil, err
@@ -75,7 +81,7 @@ func newStore(dir, binary string) (*store, error) {
 		"--peer-client-cert-auth=true",
 		"--snapshot-count=10000",
 		"--feature-gates=InitialCorruptCheck=true",
-		"--watch-progress-notify-interval=5s",
+		"--watch-progress-notify-interval=" + progressInterval.String(),
 	}
 	return s, nil
 }
@@ -116,29 +122,26 @@ func (s *store) probe(ctx context.Context, path string) error {
 	return nil
 }
 
-// beginOutage marks that errors of the clients are ours from now on; the result ends it.
-func (s *store) beginOutage() (end func()) {
+// excuse marks that log lines with this text are ours from now on; the result ends it.
+func (s *store) excuse(about string) (end func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	index := len(s.outages)
-	s.outages = append(s.outages, outage{from: time.Now()})
+	index := len(s.excuses)
+	s.excuses = append(s.excuses, excuse{from: time.Now(), about: about})
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.outages[index].to = time.Now()
+		s.excuses[index].to = time.Now()
 	}
 }
 
-// isOut says whether the moment lies in an outage of ours.
-func (s *store) isOut(moment time.Time) bool {
+// isExcused says whether a line logged at that moment is our doing.
+func (s *store) isExcused(moment time.Time, line string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, o := range s.outages {
-		if !moment.Before(o.from) && (o.to.IsZero() || !moment.After(o.to)) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.excuses, func(e excuse) bool {
+		return strings.Contains(line, e.about) && !moment.Before(e.from) && (e.to.IsZero() || !moment.After(e.to))
+	})
 }
 
 // etcdClient opens the official client on the store, to look past the apiserver.
