@@ -38,6 +38,8 @@ var storageErrors = []*regexp.Regexp{
 var harmless = []*regexp.Regexp{
 	// The client's first connection of a start is opened and closed at once, on purpose.
 	regexp.MustCompile(`authentication handshake failed: context canceled|operation was canceled`),
+	// A client of ours gave up its request.
+	regexp.MustCompile(`code = Canceled desc = context canceled`),
 	// Apiservers of one host share one lease of their identity, and the one that ends deletes it.
 	regexp.MustCompile(`"Failed to update lease".*Precondition failed: UID in precondition`),
 }

@@ -67,6 +67,7 @@ func main() {
 	} else {
 		r := runOnce(ctx, o)
 		passed, failed = r.passed, len(r.failures)
+		r.cleanUp(failed > 0 || o.keep)
 	}
 	fmt.Printf("%d passed, %d failed\n", passed, failed)
 	if failed > 0 || passed == 0 {
@@ -74,33 +75,38 @@ func main() {
 	}
 }
 
-// runOnce runs the scenario in its own temporary folder, which stays where something failed.
+// runOnce runs the scenario in its own temporary folder.
 func runOnce(ctx context.Context, o options) *report {
 	r := &report{started: time.Now()}
-	dir, err := os.MkdirTemp("", "kubescenario-")
-	if err != nil {
+	var err error
+	if r.dir, err = os.MkdirTemp("", "kubescenario-"); err != nil {
 		r.step("make a temporary folder", func() (string, error) { return "", err })
 		return r
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.limit)
 	defer cancel()
 
-	s := &scenario{options: o, report: r, ctx: ctx, dir: dir}
+	s := &scenario{options: o, report: r, ctx: ctx, dir: r.dir}
 	s.run()
 	s.endAll()
 
 	fmt.Printf("took %.0f s\n", time.Since(r.started).Seconds())
-	if len(r.failures) > 0 || o.keep {
-		fmt.Printf("logs and data: %s\n", dir)
-	} else if err := os.RemoveAll(dir); err != nil {
+	return r
+}
+
+// cleanUp removes the run's folder, or says where it is.
+func (r *report) cleanUp(keep bool) {
+	if keep {
+		fmt.Printf("logs and data: %s\n", r.dir)
+	} else if err := os.RemoveAll(r.dir); err != nil {
 		fmt.Printf("temporary folder not removed: %v\n", err)
 	}
-	return r
 }
 
 // report prints the steps as they end and counts them.
 type report struct {
 	started  time.Time
+	dir      string
 	passed   int
 	failures []string // one text per failed step, name first
 }

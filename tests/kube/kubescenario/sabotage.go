@@ -34,7 +34,7 @@ func runSelfCheck(ctx context.Context, o options) (passed, failed int) {
 		run := o
 		run.selfCheck, run.sabotage, run.kills = false, name, 2
 		r := runOnce(ctx, run)
-		whole.step("sabotage "+name+" is noticed", func() (string, error) {
+		noticed := whole.step("sabotage "+name+" is noticed", func() (string, error) {
 			for _, failure := range r.failures {
 				if strings.HasPrefix(failure, sabotages[name]+": ") {
 					return "", nil
@@ -42,6 +42,7 @@ func runSelfCheck(ctx context.Context, o options) (passed, failed int) {
 			}
 			return "", fmt.Errorf("%q did not fail", sabotages[name])
 		})
+		r.cleanUp(!noticed || o.keep)
 	}
 	return whole.passed, len(whole.failures)
 }

@@ -1234,20 +1234,30 @@ func (s *scenario) restartAPIServer() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := s.a.stop(); err != nil {
-		return "", err
-	}
 	began := time.Now()
-	if s.a, err = s.cluster.startAPIServer(s.ctx, 1); err != nil {
+	if err := s.restartA(); err != nil {
 		return "", err
 	}
-	s.servers = append(s.servers, s.a)
 	took := time.Since(began)
 	after, err := dump(s.ctx, s.a.client)
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%d objects, ready after %.1f s", len(before), took.Seconds()), before.equal(after)
+	return fmt.Sprintf("%d objects, %.1f s", len(before), took.Seconds()), before.equal(after)
+}
+
+// restartA stops the first apiserver and starts it anew.
+func (s *scenario) restartA() error {
+	if err := s.a.stop(); err != nil {
+		return err
+	}
+	again, err := s.cluster.startAPIServer(s.ctx, 1)
+	if err != nil {
+		return err
+	}
+	s.a = again
+	s.servers = append(s.servers, again)
+	return nil
 }
 
 // restartStore stops the store in peace while the apiserver stays up.
@@ -1261,6 +1271,7 @@ func (s *scenario) restartStore() (string, error) {
 	if err := s.store.process.stop(30 * time.Second); err != nil {
 		return "", err
 	}
+	stopped := time.Since(began)
 	took, err := s.store.start(s.ctx)
 	if err != nil {
 		return "", err
@@ -1272,7 +1283,7 @@ func (s *scenario) restartStore() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("store ready after %d ms", took.Milliseconds()), before.equal(after)
+	return fmt.Sprintf("stopped after %d ms, ready after %d ms", stopped.Milliseconds(), took.Milliseconds()), before.equal(after)
 }
 
 // recovered waits until the apiservers have found the store again, and all their connections too. Those that do
