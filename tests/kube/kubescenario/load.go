@@ -147,7 +147,6 @@ func dataOf(token string) map[string]any {
 // with what was acknowledged.
 func (s *scenario) loadPhase() bool {
 	l := &ledger{taken: map[uint64]string{}}
-	w := &loadWatch{ledger: l, seen: map[uint64]string{}}
 	if s.sabotage == "" {
 		s.step("second apiserver joins for the load", func() (string, error) { return s.startB() })
 	}
@@ -155,8 +154,12 @@ func (s *scenario) loadPhase() bool {
 	if s.b != nil {
 		servers = append(servers, s.b)
 	}
+	var watches []*loadWatch
+	for i, server := range servers {
+		watches = append(watches, &loadWatch{ledger: l, client: server.client, name: fmt.Sprintf("apiserver %d", i+1), seen: map[uint64]string{}})
+	}
 	ok := s.step(fmt.Sprintf("load goes on through %d kills of the store", s.kills), func() (string, error) {
-		return s.load(l, w, servers)
+		return s.load(l, watches, servers)
 	})
 	if err := s.spoilAfterLoad(l); err != nil {
 		fmt.Printf("sabotage %s did not work: %v\n", s.sabotage, err)
@@ -166,12 +169,22 @@ func (s *scenario) loadPhase() bool {
 	s.step(orderStep, func() (string, error) { return "", l.verdict() })
 	s.step(inAPIStep, func() (string, error) { return s.verifyAPI(l, servers) })
 	s.step(inStoreStep, func() (string, error) { return s.verifyStore(l) })
-	s.step("the watch saw every acknowledged write once and in order", func() (string, error) { return w.verify() })
+	s.step("watches saw every acknowledged write once and in order", func() (string, error) {
+		var details []string
+		for _, w := range watches {
+			detail, err := w.verify()
+			if err != nil {
+				return "", fmt.Errorf("%s: %w", w.name, err)
+			}
+			details = append(details, detail)
+		}
+		return strings.Join(details, "; "), nil
+	})
 	return ok || s.store.process.running() == nil
 }
 
-// load runs writers, a lister, a watcher and the killer, and ends after the last kill and a time of peace.
-func (s *scenario) load(l *ledger, w *loadWatch, servers []*apiserver) (string, error) {
+// load runs writers, a lister and a watcher for each apiserver, and the killer, and ends after the last kill and a time of peace.
+func (s *scenario) load(l *ledger, watches []*loadWatch, servers []*apiserver) (string, error) {
 	if _, err := s.a.create(s.ctx, "/api/v1/namespaces", object{"metadata": object{"name": loadNamespace}}); err != nil {
 		return "", err
 	}
@@ -189,7 +202,6 @@ func (s *scenario) load(l *ledger, w *loadWatch, servers []*apiserver) (string, 
 			return "", err
 		}
 	}
-	w.last = start.rv()
 
 	ctx, stop := context.WithCancel(s.ctx)
 	defer stop()
@@ -205,23 +217,27 @@ func (s *scenario) load(l *ledger, w *loadWatch, servers []*apiserver) (string, 
 	for _, server := range servers {
 		readers.Go(func() { l.listAgainAndAgain(ctx, server.client) })
 	}
-	watched := servers[len(servers)-1].client
-	readers.Go(func() { w.run(readCtx, watched) })
+	for _, w := range watches {
+		w.last = start.rv()
+		readers.Go(func() { w.run(readCtx) })
+	}
 
 	began := time.Now()
 	down, err := s.killAgainAndAgain(ctx, l, servers)
 	stop()
 	writers.Wait()
 	took := time.Since(began)
-	newest, count := l.now()
-	if err == nil {
-		err = w.waitFor(s.ctx, newest)
+	for _, w := range watches {
+		if err == nil {
+			err = w.waitForAll(s.ctx)
+		}
 	}
 	stopReading()
 	readers.Wait()
 	if err != nil {
 		return "", err
 	}
+	_, count := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return fmt.Sprintf("%d writes acknowledged in %.0f s, %d unanswered of which %d had happened, %d lists, store ready after kill in at most %d ms",
@@ -472,8 +488,8 @@ func (l *ledger) verdict() error {
 	return fmt.Errorf("%d violations, first: %s", l.violationNum, strings.Join(l.violations, "; "))
 }
 
-// check compares what is there, resource version and content by name, with the ledger. Where has is nil the
-// contents are not compared.
+// check compares what is there, resource version and content by name, with the ledger. Without contents only the
+// resource versions are compared.
 func (l *ledger) check(rvs map[string]uint64, contents map[string]string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -492,7 +508,8 @@ func (l *ledger) check(rvs map[string]uint64, contents map[string]string) error 
 			ok = s.allows("", 0)
 		default:
 			content = "some content"
-			ok = rv == s.rv && s.content != "" || len(s.maybe) > 0 && rv > s.rv
+			written := slices.ContainsFunc(s.maybe, func(content string) bool { return content != "" })
+			ok = rv == s.rv && s.content != "" || written && rv > s.rv
 		}
 		if !ok {
 			wrong = append(wrong, s.name+": "+s.against(content, rv))
@@ -559,6 +576,8 @@ func (s *scenario) verifyStore(l *ledger) (string, error) {
 // loadWatch follows the load, and opens its watch anew where it left off when that ends.
 type loadWatch struct {
 	*ledger
+	client *client
+	name   string
 	mu     sync.Mutex
 	last   uint64
 	seen   map[uint64]string // object and content by resource version
@@ -567,20 +586,20 @@ type loadWatch struct {
 	wrong  []string
 }
 
-func (w *loadWatch) run(ctx context.Context, c *client) {
+func (w *loadWatch) run(ctx context.Context) {
 	path := configMaps(loadNamespace)
 	for ctx.Err() == nil {
 		w.mu.Lock()
 		last := w.last
 		w.mu.Unlock()
-		events, err := c.watch(ctx, path, url.Values{"resourceVersion": {fmt.Sprint(last)}, "allowWatchBookmarks": {"true"}})
+		events, err := w.client.watch(ctx, path, url.Values{"resourceVersion": {fmt.Sprint(last)}, "allowWatchBookmarks": {"true"}})
 		if err == nil {
 			w.opened++
 			err = w.follow(events)
 		}
 		if codeOf(err) == http.StatusGone {
 			// An apiserver that had to fill its cache anew has no history before that.
-			if l, listErr := c.list(ctx, path, nil); listErr == nil {
+			if l, listErr := w.client.list(ctx, path, nil); listErr == nil {
 				w.mu.Lock()
 				w.missed = append(w.missed, [2]uint64{w.last, l.rv()})
 				w.last = l.rv()
@@ -618,14 +637,13 @@ func (w *loadWatch) follow(events <-chan event) error {
 	return nil
 }
 
-// waitFor waits until the watch has come to this resource version.
-func (w *loadWatch) waitFor(ctx context.Context, rv uint64) error {
+// waitForAll waits until the watch has shown all that was acknowledged.
+func (w *loadWatch) waitForAll(ctx context.Context) error {
 	return waitFor(ctx, 20*time.Second, 50*time.Millisecond, func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		// Revisions of other resources come by bookmark only.
-		for _, ack := range w.unseen() {
-			return fmt.Errorf("the watch is at %d and lacks %s at %d", w.last, ack.name, ack.rv)
+		if missing := w.unseen(); len(missing) > 0 {
+			return fmt.Errorf("the watch of %s is at %d and lacks %s at %d", w.name, w.last, missing[0].name, missing[0].rv)
 		}
 		return nil
 	})
@@ -665,7 +683,7 @@ func (w *loadWatch) verify() (string, error) {
 	if len(w.seen) == 0 {
 		return "", errors.New("the watch saw nothing")
 	}
-	return fmt.Sprintf("%d events, watch opened %d times, history missing %d times", len(w.seen), w.opened, len(w.missed)), nil
+	return fmt.Sprintf("%s: %d events, opened %d times, history missing %d times", w.name, len(w.seen), w.opened, len(w.missed)), nil
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -14,6 +15,7 @@ import (
 // process is a child of ours, ended only by its own id.
 type process struct {
 	name string
+	log  string
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error // of Wait, readable after done
@@ -26,7 +28,7 @@ func startProcess(name, logPath, binary string, args ...string) (*process, error
 		return nil, err
 	}
 	defer log.Close()
-	p := &process{name: name, cmd: exec.Command(binary, args...), done: make(chan struct{})}
+	p := &process{name: name, log: logPath, cmd: exec.Command(binary, args...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	// The group of its own keeps Ctrl-C for us: we end the children in order. Should we be killed, they are too.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -44,10 +46,20 @@ func startProcess(name, logPath, binary string, args ...string) (*process, error
 func (p *process) running() error {
 	select {
 	case <-p.done:
-		return fmt.Errorf("%s ended by itself: %v", p.name, p.cmd.ProcessState)
+		return fmt.Errorf("%s ended by itself: %v; its last words:\n%s", p.name, p.cmd.ProcessState, lastLines(p.log, 5))
 	default:
 		return nil
 	}
+}
+
+// lastLines gives the end of a file.
+func lastLines(path string, count int) string {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return strings.Join(lines[max(0, len(lines)-count):], "\n")
 }
 
 // kill is kill -9, and waits for the end.

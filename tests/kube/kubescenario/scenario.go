@@ -80,8 +80,10 @@ func (s *scenario) run() {
 	s.step("delete collection", s.deleteCollection)
 	s.step("delete a namespace with its objects", s.deleteNamespace)
 	s.step("custom resources", s.customResources)
+	s.step("pods are created, bound, run and deleted", s.pods)
 	if s.step("second apiserver becomes ready", func() (string, error) { return s.startB() }) {
 		s.step("list through one apiserver right after a write through the other", s.consistentLists)
+		s.step("services get distinct addresses and ports through both", s.services)
 		s.step("both apiservers have their leases", s.apiserverLeases)
 		s.step("stop the second apiserver", func() (string, error) { return "", s.stopB() })
 	}
@@ -946,6 +948,114 @@ func (s *scenario) customResources() (string, error) {
 		err = fmt.Errorf("%d objects outlive their definition", answer.Count)
 	}
 	return "40 objects", err
+}
+
+// pods does to pods what scheduler, kubelet and controllers do, with a node and its heartbeat.
+func (s *scenario) pods() (string, error) {
+	const count = 20
+	const path = "/api/v1/namespaces/blue/pods"
+	if _, err := s.a.create(s.ctx, "/api/v1/nodes", object{"metadata": object{"name": "node-1"}}); err != nil {
+		return "", err
+	}
+	const leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+	lease, err := s.a.create(s.ctx, leases, object{
+		"metadata": object{"name": "node-1"}, "spec": object{"holderIdentity": "node-1", "leaseDurationSeconds": 40},
+	})
+	if err != nil {
+		return "", err
+	}
+	start, err := s.a.list(s.ctx, path, nil)
+	if err != nil {
+		return "", err
+	}
+	// What a kubelet watches.
+	events, cancel, err := s.watchFrom(s.a.client, "/api/v1/pods", start.rv(), url.Values{"fieldSelector": {"spec.nodeName=node-1"}})
+	defer cancel()
+	if err != nil {
+		return "", err
+	}
+	err = inParallel(count, 4, func(i int) error {
+		name := fmt.Sprintf("pod-%02d", i)
+		_, err := s.a.create(s.ctx, path, object{
+			"metadata": object{"name": name},
+			"spec":     object{"containers": []object{{"name": "main", "image": "example/none"}}},
+		})
+		if err != nil {
+			return err
+		}
+		_, err = s.a.create(s.ctx, path+"/"+name+"/binding", object{
+			"apiVersion": "v1", "kind": "Binding", "metadata": object{"name": name}, "target": object{"kind": "Node", "name": "node-1"},
+		})
+		if err != nil {
+			return fmt.Errorf("bind: %w", err)
+		}
+		if _, err := s.a.patch(s.ctx, path+"/"+name+"/status", asStrategic, object{"status": object{"phase": "Running"}}); err != nil {
+			return fmt.Errorf("status: %w", err)
+		}
+		return s.a.delete(s.ctx, path+"/"+name+"?gracePeriodSeconds=0")
+	})
+	if err != nil {
+		return "", err
+	}
+	for i := range 20 {
+		lease.field("spec").(map[string]any)["renewTime"] = time.Now().UTC().Format("2006-01-02T15:04:05.000000Z")
+		renewed, err := s.a.update(s.ctx, leases+"/node-1", lease)
+		if err != nil {
+			return "", fmt.Errorf("heartbeat %d: %w", i, err)
+		}
+		if renewed.rv() <= lease.rv() {
+			return "", fmt.Errorf("heartbeat %d: resource version went from %d to %d", i, lease.rv(), renewed.rv())
+		}
+		lease = renewed
+	}
+	// A pod comes into this watch when it is bound: that is its ADDED. Before it goes it is marked as going.
+	stages := map[string]string{}
+	for _, e := range collect(events, 4*count, 20*time.Second) {
+		if e.Type != "BOOKMARK" {
+			going := e.Object.meta("deletionTimestamp") != ""
+			stages[e.Object.name()] += fmt.Sprintf("%s %v %v, ", e.Type, e.Object.field("status", "phase"), going)
+		}
+	}
+	for name, seen := range stages {
+		if seen != "ADDED Pending false, MODIFIED Running false, MODIFIED Running true, DELETED Running true, " {
+			return "", fmt.Errorf("%s: %s", name, seen)
+		}
+	}
+	if len(stages) != count {
+		return "", fmt.Errorf("%d pods seen, not %d", len(stages), count)
+	}
+	return fmt.Sprintf("%d pods", count), nil
+}
+
+// services are given addresses and ports from ranges that both apiservers keep in the store.
+func (s *scenario) services() (string, error) {
+	const count = 40
+	var mu sync.Mutex
+	taken := map[any]string{}
+	err := inParallel(count, 8, func(i int) error {
+		name := fmt.Sprintf("service-%02d", i)
+		c := []*apiserver{s.a, s.b}[i%2].client
+		made, err := c.create(s.ctx, "/api/v1/namespaces/blue/services", object{
+			"metadata": object{"name": name}, "spec": object{"type": "NodePort", "ports": []object{{"port": 80}}},
+		})
+		if err != nil {
+			return err
+		}
+		ports, _ := made.field("spec", "ports").([]any)
+		if len(ports) != 1 {
+			return fmt.Errorf("%s has %d ports", name, len(ports))
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, given := range []any{made.field("spec", "clusterIP"), ports[0].(map[string]any)["nodePort"]} {
+			if other, double := taken[given]; double || given == nil {
+				return fmt.Errorf("%s and %s were both given %v", name, other, given)
+			}
+			taken[given] = name
+		}
+		return nil
+	})
+	return fmt.Sprintf("%d services", count), err
 }
 
 // postEvents creates objects that live for eventTTL, by leases of the store; eventsExpire looks for their end.
