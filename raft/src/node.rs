@@ -265,8 +265,10 @@ impl Node {
         if let Some(tasks) = tasks {
             // The sender goes with the adapter: an error is the sign waited for.
             let _ = tasks.apply_ended.await;
-            tasks.reads.abort();
-            let _ = tasks.reads.await;
+            tasks
+                .reads
+                .await
+                .map_err(|error| Error::Fatal(error.to_string()))?;
             tasks
                 .observer
                 .await

@@ -110,6 +110,9 @@ impl Reads {
     pub(crate) async fn run(&self, confirm: impl Confirm, pause: Duration, patience: Duration) {
         loop {
             self.arrived.notified().await;
+            if self.waiting.lock().stopped {
+                return;
+            }
             let mut rounds = Vec::new();
             let give_up = Instant::now() + patience;
             let result = loop {
@@ -144,6 +147,7 @@ impl Reads {
             waiting.stopped = true;
             waiting.round.take()
         };
+        self.arrived.notify_one();
         if let Some(round) = round {
             round.finish(Err(ReadError::Stopped));
         }

@@ -265,3 +265,11 @@ pub(crate) fn meta_of(applied: &Applied) -> io::Result<SnapshotMeta> {
         last_membership,
     })
 }
+
+#[cfg(test)]
+impl Adapter {
+    /// Lets the next entry follow `log_id`, whatever was applied.
+    pub(crate) fn pretend_applied(&mut self, log_id: Option<LogId>) {
+        self.last = log_id;
+    }
+}

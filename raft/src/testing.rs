@@ -18,7 +18,7 @@ use crate::error::PeerError;
 use crate::network::AnswerStream;
 use crate::{
     Applied, ByteStream, CheckpointFuture, CommittedEntry, Config, EntryBody, Lane, NoPeers, Node,
-    PeerFuture, PeerTransport, ProposeError, Rpc, SnapshotSource, StateMachine, Status,
+    PeerFuture, PeerTransport, ProposeError, Role, Rpc, SnapshotSource, StateMachine, Status,
 };
 
 /// How long a test waits for what must happen.
@@ -232,9 +232,7 @@ impl Member {
         let mut member = Member::alone(config);
         member.start().await;
         member.node().initialize(&[member.id]).await.unwrap();
-        member
-            .wait_status(|status| status.leader == Some(status.voters[0]))
-            .await;
+        member.wait_leading().await;
         member
     }
 
@@ -270,6 +268,11 @@ impl Member {
 
     pub(crate) fn node(&self) -> &Node {
         &self.running.as_ref().unwrap().0
+    }
+
+    pub(crate) async fn wait_leading(&self) -> Status {
+        self.wait_status(|status| status.role == Role::Leader && status.leader == Some(self.id))
+            .await
     }
 
     pub(crate) async fn wait_status(&self, mut condition: impl FnMut(&Status) -> bool) -> Status {

@@ -1,1 +1,251 @@
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::*;
+use crate::testing::{Links, Member, fast_config};
+use crate::{Config, ProposeError, Role};
+
+/// Three members of one cluster, one of which leads.
+struct Cluster {
+    links: Links,
+    members: Vec<Member>,
+}
+
+impl Cluster {
+    async fn start(tune: impl Fn(Config) -> Config) -> Cluster {
+        let links = Links::default();
+        let mut members = Vec::new();
+        for id in 1..=3 {
+            let mut member = Member::new(tune(fast_config(id)), links.transport(id));
+            links.connect(id, member.start().await);
+            members.push(member);
+        }
+        for member in &members {
+            member.node().initialize(&[1, 2, 3]).await.unwrap();
+        }
+        let cluster = Cluster { links, members };
+        cluster.leader().await;
+        cluster
+    }
+
+    fn member(&self, id: u64) -> &Member {
+        &self.members[id as usize - 1]
+    }
+
+    /// The id of a leader that every running member agrees on.
+    async fn leader(&self) -> u64 {
+        self.leader_of(&[1, 2, 3]).await
+    }
+
+    async fn leader_of(&self, ids: &[u64]) -> u64 {
+        let first = self.member(ids[0]);
+        loop {
+            let seen = first.wait_status(|status| status.leader.is_some()).await;
+            let leader = seen.leader.unwrap();
+            let agree = ids.iter().all(|id| {
+                let status = self.member(*id).node().status();
+                status.leader == Some(leader) && status.term == seen.term
+            });
+            if agree && ids.contains(&leader) {
+                return leader;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until `id` has applied what the leader has now.
+    async fn caught_up(&self, id: u64, leader: u64) {
+        let index = self.member(leader).node().linearizable().await.unwrap();
+        let applied = self.member(id).node().wait_applied(index);
+        tokio::time::timeout(crate::testing::PATIENCE, applied)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    async fn stop_member(&mut self, id: u64) {
+        self.links.disconnect(id);
+        self.members[id as usize - 1].stop().await;
+    }
+
+    async fn start_member(&mut self, id: u64) {
+        let node = self.members[id as usize - 1].start().await;
+        self.links.connect(id, node);
+    }
+
+    async fn stop(mut self) {
+        for member in &mut self.members {
+            member.stop().await;
+        }
+    }
+}
+
+fn other_than(leader: u64) -> u64 {
+    leader % 3 + 1
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_members_elect_a_leader_and_apply_the_same() {
+    let cluster = Cluster::start(|config| config).await;
+    let leader = cluster.leader().await;
+    for number in 0..50 {
+        cluster
+            .member(leader)
+            .put(format!("command {number}"))
+            .await;
+    }
+    let expected = cluster.member(leader).ledger.commands();
+    assert_eq!(expected.len(), 50);
+    for id in 1..=3 {
+        cluster.caught_up(id, leader).await;
+        assert_eq!(cluster.member(id).ledger.commands(), expected);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_refuses_proposals_by_naming_the_leader_and_serves_linearizable_reads() {
+    let cluster = Cluster::start(|config| config).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.member(other_than(leader));
+    let refused = follower.propose(vec!["x".into()]).await;
+    assert_eq!(
+        refused,
+        Ok(ProposeError::NotLeader {
+            leader: Some(leader)
+        })
+    );
+    for number in 0..20 {
+        cluster
+            .member(leader)
+            .put(format!("command {number}"))
+            .await;
+        follower.node().linearizable().await.unwrap();
+        assert_eq!(follower.ledger.commands().len(), number + 1);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_follower_catches_up_from_the_log() {
+    let mut cluster = Cluster::start(|config| config).await;
+    let leader = cluster.leader().await;
+    let follower = other_than(leader);
+    cluster.member(leader).put("before").await;
+    cluster.stop_member(follower).await;
+    for number in 0..30 {
+        cluster
+            .member(leader)
+            .put(format!("command {number}"))
+            .await;
+    }
+    cluster.start_member(follower).await;
+    cluster.caught_up(follower, leader).await;
+    let expected = cluster.member(leader).ledger.commands();
+    assert_eq!(expected.len(), 31);
+    assert_eq!(cluster.member(follower).ledger.commands(), expected);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_entries_are_purged_gets_a_snapshot() {
+    let small = |config| Config {
+        snapshot_count: 20,
+        snapshot_catchup_entries: 5,
+        ..config
+    };
+    let mut cluster = Cluster::start(small).await;
+    let leader = cluster.leader().await;
+    let follower = other_than(leader);
+    cluster.stop_member(follower).await;
+    for number in 0..2500 {
+        cluster
+            .member(leader)
+            .put(format!("command {number}"))
+            .await;
+    }
+    cluster.start_member(follower).await;
+    cluster.caught_up(follower, leader).await;
+    let expected = cluster.member(leader).ledger.commands();
+    assert_eq!(expected.len(), 2500);
+    assert_eq!(cluster.member(follower).ledger.commands(), expected);
+    let given = cluster.member(follower).ledger.given();
+    assert!(
+        given.len() < 2000,
+        "{} entries were sent one by one",
+        given.len()
+    );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_off_leader_is_replaced_and_reports_no_leader() {
+    let cluster = Cluster::start(|config| config).await;
+    let old = cluster.leader().await;
+    cluster.member(old).put("before").await;
+    cluster.links.isolate(old);
+    let rest: Vec<u64> = (1..=3).filter(|id| *id != old).collect();
+    cluster
+        .member(old)
+        .wait_status(|status| status.leader.is_none())
+        .await;
+    let refused = cluster.member(old).propose(vec!["lost".into()]).await;
+    assert_eq!(refused, Ok(ProposeError::NoQuorum));
+    assert_eq!(
+        cluster.member(old).node().linearizable().await,
+        Err(crate::ReadError::NoLeader)
+    );
+
+    let new = cluster.leader_of(&rest).await;
+    cluster.member(new).put("after").await;
+    cluster.links.heal();
+    assert_eq!(
+        cluster.leader().await,
+        cluster.member(new).node().status().leader.unwrap()
+    );
+    cluster.caught_up(old, new).await;
+    assert_eq!(cluster.member(old).ledger.commands(), ["before", "after"]);
+    assert_eq!(cluster.member(old).node().status().role, Role::Follower);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_of_a_cut_off_leader_is_refused_as_unknown_and_replaced() {
+    let cluster = Cluster::start(|config| config).await;
+    let old = cluster.leader().await;
+    cluster.links.isolate(old);
+    // Within the lease the leader still takes proposals, which no quorum gets.
+    let lost = cluster.member(old).propose(vec!["lost".into()]);
+    let rest: Vec<u64> = (1..=3).filter(|id| *id != old).collect();
+    let new = cluster.leader_of(&rest).await;
+    cluster.member(new).put("kept").await;
+    cluster.links.heal();
+    assert_eq!(lost.await, Ok(ProposeError::LeadershipLost));
+    cluster.caught_up(old, cluster.leader().await).await;
+    assert_eq!(cluster.member(old).ledger.commands(), ["kept"]);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_cluster_of_one_reaches_nobody() {
+    let refused = NoPeers
+        .call(2, Rpc::Vote, Bytes::new(), Duration::from_secs(1))
+        .await;
+    assert!(
+        matches!(refused, Err(PeerError::Unreachable(_))),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_append_without_an_answer_ends_the_stream_and_an_idle_stream_lives() {
+    let sent = Arc::new(AtomicU64::new(0));
+    let silent: AnswerStream = Box::pin(stream::pending());
+    let answers = within_idle_timeout(silent, sent.clone(), Duration::from_millis(10));
+    futures_util::pin_mut!(answers);
+    let idle = tokio::time::timeout(Duration::from_millis(100), answers.next()).await;
+    assert!(idle.is_err(), "a stream without requests must not end");
+    sent.fetch_add(1, Ordering::Relaxed);
+    let ended = tokio::time::timeout(crate::testing::PATIENCE, answers.next()).await;
+    assert_eq!(ended, Ok(Some(Err(PeerError::Timeout))));
+    assert_eq!(answers.next().await, None);
+}

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::ProposeError;
 use crate::testing::{Member, PATIENCE, fast_config};
-use crate::{ProposeError, Role};
 
 fn command(number: usize) -> Bytes {
     Bytes::from(format!("command {number}"))
@@ -35,9 +35,7 @@ async fn the_only_voter_leads_without_waiting_for_an_election_timeout() {
     let started = Instant::now();
     let mut member = Member::leading(config).await;
     member.restart().await;
-    let status = member
-        .wait_status(|status| status.role == Role::Leader)
-        .await;
+    let status = member.wait_leading().await;
     assert_eq!(
         (status.leader, &*status.voters, &*status.learners),
         (Some(1), &[1][..], &[][..])
@@ -85,6 +83,7 @@ async fn restart_replays_what_the_machine_had_not_kept_exactly_once() {
         member.put(command(number)).await;
     }
     member.restart().await;
+    member.wait_leading().await;
     eventually("replay", || member.ledger.commands().len() >= 50).await;
     assert_eq!(member.ledger.commands(), commands(50));
     assert_eq!(member.ledger.given()[0], kept + 1);
@@ -284,6 +283,7 @@ async fn a_checkpoint_purges_the_log_and_a_restart_goes_on_from_there() {
     wal.close().unwrap();
 
     member.start().await;
+    member.wait_leading().await;
     member.put("after").await;
     let found = member.ledger.commands();
     assert_eq!(found.len(), 3001);
@@ -317,4 +317,72 @@ async fn an_ordinary_stop_is_not_reported_as_a_failure() {
     tokio::task::yield_now().await;
     assert!(!failed.is_finished());
     failed.abort();
+}
+
+/// Zeroes the end of the newest record in the log of a stopped member, as a torn write leaves it.
+fn tear_newest_record(dir: &std::path::Path) {
+    let mut files: Vec<_> = std::fs::read_dir(dir.join("wal"))
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .collect();
+    files.sort();
+    for file in files
+        .into_iter()
+        .rev()
+        .filter(|file| file.extension().is_some_and(|e| e == "wal"))
+    {
+        let mut bytes = std::fs::read(&file).unwrap();
+        if let Some(end) = bytes[4096..].iter().rposition(|byte| *byte != 0) {
+            let end = 4096 + end;
+            bytes[end - 3..=end].fill(0);
+            std::fs::write(&file, bytes).unwrap();
+            return;
+        }
+    }
+    panic!("no record in {dir:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_torn_tail_costs_only_what_was_torn() {
+    let mut member = Member::leading(fast_config(1)).await;
+    for number in 0..20 {
+        member.put(command(number)).await;
+    }
+    member.stop().await;
+    tear_newest_record(member.dir.path());
+    member.start().await;
+    member.wait_leading().await;
+    member.put("after").await;
+    let found = member.ledger.commands();
+    assert!(
+        found.len() >= 20,
+        "more than the newest record is gone: {}",
+        found.len()
+    );
+    assert_eq!(found[..19], commands(20)[..19]);
+    assert_eq!(found.last().unwrap(), "after");
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_ahead_of_a_torn_log_is_not_given_an_entry_twice() {
+    let mut member = Member::leading(fast_config(1)).await;
+    for number in 0..20 {
+        member.put(command(number)).await;
+    }
+    member.ledger.persist();
+    let applied = member.ledger.applied_index();
+    member.stop().await;
+    // The newest record may be a commit mark; the one before it is then an entry.
+    tear_newest_record(member.dir.path());
+    tear_newest_record(member.dir.path());
+    member.start().await;
+    member.wait_leading().await;
+    member.put("after").await;
+    assert!(member.ledger.given()[0] > applied);
+    assert_eq!(member.ledger.commands()[..20], commands(20));
+    member.restart().await;
+    member.wait_leading().await;
+    eventually("replay", || member.ledger.commands().len() == 21).await;
+    member.stop().await;
 }

@@ -1,0 +1,338 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"kvd.dev/interop/proc"
+)
+
+// callTimeout ends a call that a server never answers; it is far above any answer time on a loaded machine.
+const callTimeout = 30 * time.Second
+
+// errStop ends a run: enough differences, or a server is gone.
+var errStop = errors.New("stopped")
+
+// side is one of the two servers: 0 is the reference, 1 is under test.
+type side struct {
+	srv       *proc.Server
+	conn      *grpc.ClientConn
+	leases    *leaseNames
+	keepAlive pb.Lease_LeaseKeepAliveClient
+
+	keepAliveCancel context.CancelFunc
+}
+
+// pair sends the same requests to both servers one by one and compares every answer.
+type pair struct {
+	sides [2]*side
+	cov   *coverage
+	rng   *rand.Rand
+	out   io.Writer
+	seed  uint64
+
+	requests     int // sent so far
+	requestsGoal int
+	diffs        int
+	diffsMax     int
+	sabotageAt   int // request whose answer from side 1 is falsified; 0 = never
+	sabotaged    string
+
+	// What the reference's answers tell about the state; only used to aim requests.
+	revision  int64
+	compacted int64   // newest compacted revision
+	compacts  []int64 // all compacted revisions
+	settled   bool    // no compaction is running in the background
+	leases    []*leaseState
+	chosen    int64 // leases whose id the servers chose, so far
+	tainted   bool  // keys are attached to such a lease, so stored bytes and HashKV differ
+	expiries  int   // expiry scenarios run
+	fragments int   // fragment scenarios run
+	directed  int   // directed cases sent
+	restarts  int   // restarts still to do
+	restarted int   // restarts done
+	streams   []*watchStream
+	streamSeq int
+}
+
+// call is one unary request. The hooks are optional.
+type call struct {
+	rpc string
+	req proto.Message
+	md  metadata.MD
+	// inspect sees each server's normalised answer and returns what is wrong with it, or "".
+	inspect func(side int, resp proto.Message) string
+	// adopt sees each server's raw answer before it is normalised.
+	adopt func(side int, resp proto.Message) string
+}
+
+func scopeOf(rpc string) rpcScope {
+	for _, s := range inScope {
+		if s.name == rpc {
+			return s
+		}
+	}
+	panic("not in scope: " + rpc)
+}
+
+func (p *pair) context(md metadata.MD) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(metadata.NewOutgoingContext(context.Background(), md), callTimeout)
+}
+
+// do sends the call to both servers, compares, and returns the reference's answer.
+func (p *pair) do(c call) (answer, error) {
+	scope := scopeOf(c.rpc)
+	return p.exchange(c, func(ctx context.Context, s *side, req proto.Message) (proto.Message, error) {
+		resp := scope.resp.ProtoReflect().New().Interface()
+		if err := s.conn.Invoke(ctx, scope.method, req, resp); err != nil {
+			return nil, err
+		}
+		return resp, nil
+	})
+}
+
+// exchange is do with the way of sending given.
+func (p *pair) exchange(c call, send func(context.Context, *side, proto.Message) (proto.Message, error)) (answer, error) {
+	p.requests++
+	var got [2]answer
+	var complaint [2]string
+	done := make(chan struct{}, 2)
+	for i, s := range p.sides {
+		req := s.leases.toServer(c.req)
+		go func() {
+			ctx, cancel := p.context(c.md)
+			defer cancel()
+			got[i] = answerOf(send(ctx, s, req))
+			done <- struct{}{}
+		}()
+	}
+	<-done
+	<-done
+	for i, s := range p.sides {
+		if got[i].resp == nil {
+			continue
+		}
+		if c.adopt != nil {
+			complaint[i] = c.adopt(i, got[i].resp)
+		}
+		normalise(got[i].resp, s.leases, s.srv.Addr(), s.srv.PeerAddr())
+		if i == 1 {
+			p.sabotage(got[i].resp)
+		}
+		if c.inspect != nil && complaint[i] == "" {
+			complaint[i] = c.inspect(i, got[i].resp)
+		}
+	}
+	a, b := got[0], got[1]
+	var original proto.Message
+	if b.resp != nil {
+		original = proto.Clone(b.resp)
+	}
+	same := equal(c.req, a, b) && a.code != codes.Unavailable // one member is never unavailable: one has crashed
+	if same && original != nil && !proto.Equal(original, b.resp) {
+		same = p.checkCut(c.req, a.resp, original)
+		b.resp = original
+	}
+	before := p.revision
+	p.learn(a.resp)
+	if err := p.settleScore(c, a, b, same, complaint); err != nil {
+		return a, err
+	}
+	if isWrite(c.req) {
+		p.cov.writes++
+		if a.resp != nil && p.revision > before {
+			p.cov.effective++
+		}
+	}
+	return a, nil
+}
+
+// settleScore records an exchange as coverage or as a difference.
+func (p *pair) settleScore(c call, a, b answer, same bool, complaint [2]string) error {
+	if !same || complaint[0] != "" || complaint[1] != "" {
+		return p.differ(c.rpc, c.req, c.md, show(a)+note(complaint[0]), show(b)+note(complaint[1]))
+	}
+	p.cov.request(c.rpc, c.req)
+	if a.resp != nil {
+		p.cov.response(c.rpc, a.resp)
+		return nil
+	}
+	name, _ := errorName(a.code, a.text)
+	p.cov.failure(c.rpc, name)
+	return nil
+}
+
+// checkCut verifies what equal cannot: an answer cut by its limit inside a group of equal sort keys may hold any
+// members of that group, but only members of it. The reference is asked for the uncut answer.
+func (p *pair) checkCut(req, a, b proto.Message) bool {
+	r, ok := req.(*pb.RangeRequest)
+	ra, isRange := a.(*pb.RangeResponse)
+	if !ok || !isRange || !ra.More {
+		return true
+	}
+	whole := proto.Clone(r).(*pb.RangeRequest)
+	whole.Limit = 0
+	ctx, cancel := p.context(nil)
+	defer cancel()
+	s := p.sides[0]
+	resp, err := pb.NewKVClient(s.conn).Range(ctx, s.leases.toServer(whole).(*pb.RangeRequest))
+	if err != nil {
+		return false
+	}
+	normalise(resp, s.leases, s.srv.Addr(), s.srv.PeerAddr())
+	return subset(b.(*pb.RangeResponse).Kvs, resp.Kvs)
+}
+
+func isWrite(req proto.Message) bool {
+	switch r := req.(type) {
+	case *pb.PutRequest, *pb.DeleteRangeRequest:
+		return true
+	case *pb.TxnRequest:
+		for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+			for _, op := range ops {
+				if op.GetRequestRange() == nil {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// learn follows the store revision from the reference's headers.
+func (p *pair) learn(resp proto.Message) {
+	if resp == nil {
+		return
+	}
+	if h, ok := resp.(interface{ GetHeader() *pb.ResponseHeader }); ok {
+		p.revision = max(p.revision, h.GetHeader().GetRevision())
+	}
+}
+
+// differ prints one difference. It returns errStop when the run should end.
+func (p *pair) differ(rpc string, req proto.Message, md metadata.MD, a, b string) error {
+	p.diffs++
+	fmt.Fprintf(p.out, "\nDIFFERENCE %d: seed %d, request %d, %s\n", p.diffs, p.seed, p.requests, rpc)
+	if req != nil {
+		fmt.Fprintf(p.out, "  request  %s\n", text(req))
+	}
+	if len(md) > 0 {
+		fmt.Fprintf(p.out, "  metadata %q\n", md)
+	}
+	fmt.Fprintf(p.out, "  %-8s %s\n  %-8s %s\n", p.sides[0].srv.Label, a, p.sides[1].srv.Label, b)
+	for _, s := range p.sides {
+		if s.srv.Exited() {
+			fmt.Fprintf(p.out, "%s has exited; end of its log:\n%s\n", s.srv.Label, s.srv.LogTail(60))
+			return errStop
+		}
+	}
+	if p.diffs >= p.diffsMax {
+		return errStop
+	}
+	return nil
+}
+
+func show(a answer) string {
+	if a.resp == nil {
+		return fmt.Sprintf("error %s: %s", a.code, clip(a.text))
+	}
+	return text(a.resp)
+}
+
+func note(complaint string) string {
+	if complaint == "" {
+		return ""
+	}
+	return "  <-- " + complaint
+}
+
+func text(m proto.Message) string {
+	short := proto.Clone(m)
+	eachField(short.ProtoReflect(), func(m protoreflect.Message, fd protoreflect.FieldDescriptor, v protoreflect.Value) {
+		if fd.Kind() == protoreflect.BytesKind && !fd.IsList() && len(v.Bytes()) > shownBytesMax {
+			b := v.Bytes()
+			m.Set(fd, protoreflect.ValueOfBytes(fmt.Appendf(nil, "%s… (%d bytes, crc32 %08x)", b[:16], len(b), crc32.ChecksumIEEE(b))))
+		}
+	})
+	return string(m.ProtoReflect().Descriptor().Name()) + " {" + clip(prototext.MarshalOptions{}.Format(short)) + "}"
+}
+
+// shownBytesMax is the longest key or value that is printed whole.
+const shownBytesMax = 64
+
+// shownMax is the longest part of a message that is printed.
+const shownMax = 3000
+
+func clip(s string) string {
+	if len(s) <= shownMax {
+		return s
+	}
+	return fmt.Sprintf("%s … %d characters more", s[:shownMax], len(s)-shownMax)
+}
+
+// sabotage falsifies one field of an answer, to prove that a difference is found.
+func (p *pair) sabotage(m proto.Message) {
+	if p.sabotageAt == 0 || p.requests < p.sabotageAt || p.sabotaged != "" {
+		return
+	}
+	fields := compared(m)
+	if len(fields) == 0 {
+		return
+	}
+	f := fields[p.rng.IntN(len(fields))]
+	f.flip()
+	p.sabotaged = fmt.Sprintf("request %d, field %s", p.requests, f.fd.FullName())
+	fmt.Fprintf(p.out, "sabotage: falsified %s\n", p.sabotaged)
+}
+
+// leaf is one scalar field that holds a value and takes part in the comparison.
+type leaf struct {
+	m  protoreflect.Message
+	fd protoreflect.FieldDescriptor
+}
+
+func compared(m proto.Message) []leaf {
+	var leaves []leaf
+	eachField(m.ProtoReflect(), func(m protoreflect.Message, fd protoreflect.FieldDescriptor, v protoreflect.Value) {
+		if !masked[fd.FullName()] && !fd.IsList() {
+			leaves = append(leaves, leaf{m, fd})
+		}
+	})
+	return leaves
+}
+
+func (l leaf) flip() {
+	v := l.m.Get(l.fd)
+	switch l.fd.Kind() {
+	case protoreflect.BoolKind:
+		v = protoreflect.ValueOfBool(!v.Bool())
+	case protoreflect.Int64Kind:
+		v = protoreflect.ValueOfInt64(v.Int() + 7)
+	case protoreflect.Uint64Kind:
+		v = protoreflect.ValueOfUint64(v.Uint() + 7)
+	case protoreflect.Uint32Kind:
+		v = protoreflect.ValueOfUint32(uint32(v.Uint()) + 7)
+	case protoreflect.BytesKind:
+		v = protoreflect.ValueOfBytes(append([]byte("~"), v.Bytes()...))
+	case protoreflect.StringKind:
+		v = protoreflect.ValueOfString(v.String() + "~")
+	case protoreflect.EnumKind:
+		v = protoreflect.ValueOfEnum(v.Enum() + 1)
+	default:
+		panic("cannot falsify " + l.fd.FullName())
+	}
+	l.m.Set(l.fd, v)
+}
