@@ -12,7 +12,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
-use crate::commandpb::{ClusterVersionSet, LeaseRevokeMany, MemberPublish};
+use crate::commandpb::{ClusterVersionSet, MemberPublish};
 use crate::etcdserverpb::{
     AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseCheckpointRequest, LeaseGrantRequest,
     LeaseRevokeRequest, PutRequest, TxnRequest,
@@ -121,11 +121,10 @@ commands! {
     4 Compaction(CompactionRequest),
     5 LeaseGrant(LeaseGrantRequest),
     6 LeaseRevoke(LeaseRevokeRequest),
-    7 LeaseRevokeMany(LeaseRevokeMany),
-    8 LeaseCheckpoint(LeaseCheckpointRequest),
-    9 Alarm(AlarmRequest),
-    10 MemberPublish(MemberPublish),
-    11 ClusterVersionSet(ClusterVersionSet),
+    7 LeaseCheckpoint(LeaseCheckpointRequest),
+    8 Alarm(AlarmRequest),
+    9 MemberPublish(MemberPublish),
+    10 ClusterVersionSet(ClusterVersionSet),
 }
 
 impl Command {
