@@ -2,4 +2,6 @@
 
 pub mod config;
 pub mod data_dir;
+pub mod http;
 pub mod logging;
+pub mod metrics;

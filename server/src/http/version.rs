@@ -1,0 +1,16 @@
+//! `/version`: what runs, and what the cluster agreed on.
+
+use super::{Answer, HealthSource, Pages, typed};
+use crate::config::ETCD_VERSION;
+
+impl<S: HealthSource> Pages<S> {
+    pub(super) async fn version_page(&self) -> Answer {
+        let versions = self.source.versions();
+        let cluster = versions.cluster.as_deref().unwrap_or("not_decided");
+        let storage = versions.storage.as_deref().unwrap_or("unknown");
+        let body = format!(
+            "{{\"etcdserver\":\"{ETCD_VERSION}\",\"etcdcluster\":\"{cluster}\",\"storage\":\"{storage}\"}}"
+        );
+        typed("application/json", body)
+    }
+}
