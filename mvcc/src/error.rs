@@ -25,7 +25,9 @@ pub enum Error {
         current: i64,
     },
     /// Stored bytes are not what was written.
-    #[error("damage in {file}: {what}; replace this member (remove it, add it with an empty data folder) or restore a backup")]
+    #[error(
+        "damage in {file}: {what}; replace this member (remove it, add it with an empty data folder) or restore a backup"
+    )]
     Damage {
         /// Engine file or folder.
         file: PathBuf,
@@ -33,7 +35,9 @@ pub enum Error {
         what: String,
     },
     /// The data folder was written by another engine.
-    #[error("{dir} was written by the {found} engine, and {wanted} was asked for: start with --storage-engine={found}, or convert it with `kvctl convert --to={wanted}`")]
+    #[error(
+        "{dir} was written by the {found} engine, and {wanted} was asked for: start with --storage-engine={found}, or convert it with `kvctl convert --to={wanted}`"
+    )]
     EngineMismatch {
         /// The database folder.
         dir: PathBuf,
