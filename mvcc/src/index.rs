@@ -39,10 +39,10 @@ pub(crate) struct Span<'a> {
 pub(crate) type Dropped = (Revision, Change);
 
 const LEAF_KEYS_MAX: usize = 128;
-/// Keys in a leaf built in order: room for some that come later.
-const LEAF_KEYS_BUILT: usize = 112;
 /// A leaf that compaction leaves with fewer is joined to the one before it.
 const LEAF_KEYS_MIN: usize = 32;
+/// Most keys of a leaf so joined: room for some that come later.
+const LEAF_KEYS_JOINED: usize = 112;
 /// A leaf grows by this many, since doubling would leave a third of the slots unused.
 const LEAF_GROWTH: usize = 16;
 
@@ -67,25 +67,6 @@ impl Index {
         Index { leaves, keys: 0, live: 0, heap_bytes: 0 }
     }
 
-    /// Builds the map from keys in strictly increasing order.
-    pub(crate) fn from_sorted(keys: impl Iterator<Item = (Box<[u8]>, KeyIndex)>) -> Index {
-        let mut index = Index { leaves: BTreeMap::new(), keys: 0, live: 0, heap_bytes: 0 };
-        let mut leaf = Leaf::default();
-        for (key, revisions) in keys {
-            if leaf.entries.len() == LEAF_KEYS_BUILT {
-                index.append_leaf(std::mem::take(&mut leaf));
-            }
-            if leaf.entries.capacity() == 0 {
-                leaf.entries.reserve_exact(LEAF_KEYS_BUILT);
-            }
-            leaf.modified = leaf.modified.max(revisions.modified().main);
-            leaf.live += usize::from(revisions.is_live());
-            leaf.entries.push(Entry { key, revisions });
-        }
-        index.append_leaf(leaf);
-        index
-    }
-
     /// The revisions of `key`.
     pub(crate) fn get(&self, key: &[u8]) -> Option<&KeyIndex> {
         let (_, leaf) = self.leaves.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
@@ -94,12 +75,20 @@ impl Index {
 
     /// Adds a change that is newer than every other; a tombstone's key must exist.
     pub(crate) fn apply(&mut self, key: &[u8], revision: Revision, change: Change) {
+        let changed = self.restore(key, revision, change, revision.main, 1);
+        assert!(changed, "tombstone {revision} of a key that does not exist");
+    }
+
+    /// Adds a change that the engine returned; those of one key come in order.
+    ///
+    /// `created` and `version` count only if it is the first one of its key, since compaction may have removed those
+    /// before. Returns `false`, and changes nothing, for a tombstone of a key that a tombstone has deleted already.
+    pub(crate) fn restore(&mut self, key: &[u8], revision: Revision, change: Change, created: i64, version: i64) -> bool {
         let (_, leaf) = self
             .leaves
             .range_mut::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
             .next_back()
             .expect("the first separator is below every key");
-        leaf.modified = leaf.modified.max(revision.main);
         match leaf.search(key) {
             Ok(position) => {
                 let revisions = &mut leaf.entries[position].revisions;
@@ -107,10 +96,8 @@ impl Index {
                 let heap_before = revisions.heap_bytes();
                 match change {
                     Change::Put => revisions.put(revision),
-                    Change::Tombstone => {
-                        let deleted = revisions.tombstone(revision);
-                        assert!(deleted, "tombstone {revision} of a key that does not exist");
-                    }
+                    Change::Tombstone if !revisions.tombstone(revision) => return false,
+                    Change::Tombstone => {}
                 }
                 self.heap_bytes = self.heap_bytes + revisions.heap_bytes() - heap_before;
                 match (was_live, change) {
@@ -126,19 +113,23 @@ impl Index {
                 }
             }
             Err(position) => {
-                assert!(change == Change::Put, "tombstone {revision} of an unknown key");
-                let revisions = KeyIndex::first(revision, Change::Put, revision.main, 1);
-                self.heap_bytes += key.len();
+                let revisions = KeyIndex::first(revision, change, created, version);
+                let live = usize::from(revisions.is_live());
+                self.heap_bytes += key.len() + revisions.heap_bytes();
                 self.heap_bytes += leaf.insert(position, Entry { key: key.into(), revisions });
-                leaf.live += 1;
+                leaf.live += live;
                 self.keys += 1;
-                self.live += 1;
-                if leaf.entries.len() == LEAF_KEYS_MAX {
-                    let upper = leaf.split_at(if position + 1 == LEAF_KEYS_MAX { position } else { LEAF_KEYS_MAX / 2 });
-                    self.leaves.insert(upper.entries[0].key.clone(), upper);
-                }
+                self.live += live;
             }
         }
+        leaf.modified = leaf.modified.max(revision.main);
+        if leaf.entries.len() == LEAF_KEYS_MAX {
+            // Keys that come in order leave full leaves behind.
+            let is_last = leaf.entries[LEAF_KEYS_MAX - 1].key[..] == *key;
+            let upper = leaf.split_at(if is_last { LEAF_KEYS_MAX - 1 } else { LEAF_KEYS_MAX / 2 });
+            self.leaves.insert(upper.entries[0].key.clone(), upper);
+        }
+        true
     }
 
     /// Visits the keys of `span` in order, deleted ones included, until told to stop.
@@ -289,22 +280,6 @@ impl Index {
         self.leaves.range::<[u8], _>((from, Bound::Unbounded)).map(|(_, leaf)| leaf)
     }
 
-    /// Adds `leaf`, whose keys are above all others.
-    fn append_leaf(&mut self, leaf: Leaf) {
-        let separator = match leaf.entries.first() {
-            Some(first) if !self.leaves.is_empty() => first.key.clone(),
-            Some(_) | None => Box::default(),
-        };
-        if leaf.entries.is_empty() && !self.leaves.is_empty() {
-            return;
-        }
-        self.keys += leaf.entries.len();
-        self.live += leaf.live;
-        self.heap_bytes += leaf.heap_bytes();
-        self.heap_bytes += leaf.entries.iter().map(|entry| entry.key.len() + entry.revisions.heap_bytes()).sum::<usize>();
-        self.leaves.insert(separator, leaf);
-    }
-
     /// Moves the few keys of a leaf into the one before it, if they fit; an empty leaf goes in any case.
     fn join_to_previous(&mut self, separator: &[u8]) {
         let Some(leaf) = self.leaves.remove(separator) else { return };
@@ -314,7 +289,7 @@ impl Index {
             .next_back()
             .expect("the first leaf is not joined");
         let before = previous.heap_bytes() + leaf.heap_bytes();
-        if previous.entries.len() + leaf.entries.len() > LEAF_KEYS_BUILT {
+        if previous.entries.len() + leaf.entries.len() > LEAF_KEYS_JOINED {
             self.leaves.insert(separator.into(), leaf);
             return;
         }

@@ -95,19 +95,6 @@ impl KeyIndex {
         true
     }
 
-    /// Adds a stored revision that the engine returned; they come in order.
-    ///
-    /// Returns `false`, and changes nothing, for a tombstone of a key that does not exist.
-    pub(crate) fn restore(&mut self, revision: Revision, change: Change) -> bool {
-        match change {
-            Change::Put => {
-                self.put(revision);
-                true
-            }
-            Change::Tombstone => self.tombstone(revision),
-        }
-    }
-
     /// The key as of main revision `at`; `None` if it does not exist there.
     pub(crate) fn get(&self, at: i64) -> Option<KeyState> {
         match self {

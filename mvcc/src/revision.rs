@@ -32,7 +32,7 @@ pub enum Change {
 }
 
 /// Bytes of a put's key; a tombstone's is one longer.
-pub const REVISION_LEN: usize = 17;
+pub(crate) const REVISION_LEN: usize = 17;
 
 const TOMBSTONE_LEN: usize = REVISION_LEN + 1;
 const SEPARATOR: u8 = b'_';

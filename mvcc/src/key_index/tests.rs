@@ -122,7 +122,7 @@ fn version_and_create_revision_survive_compaction_and_restore() {
     assert_eq!(index.latest(), Some(expected));
 
     let mut restored = KeyIndex::first(Revision::new(9, 0), Change::Put, 2, 8);
-    restored.restore(Revision::new(12, 0), Change::Put);
+    restored.put(Revision::new(12, 0));
     assert_eq!(restored, index);
 }
 
