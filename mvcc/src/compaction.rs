@@ -4,9 +4,9 @@
 //! fail. What nobody can read any more is removed in steps:
 //!
 //! ```text
-//! keep   walk the index: what of the previous compaction is still kept      only to hash
-//! hash   sum what was written since the previous compaction                 only if that one was finished
-//! drop   walk the index: take revisions out of it, then out of the engine   a slice of keys at a time
+//! keep   walk the index: what of the previous compaction is still kept      } only if the previous
+//! hash   sum what was written since then, a slice at a time                 } one was finished
+//! drop   take revisions out of the index, then out of the engine, a slice at a time
 //! done   write finishedCompactRev
 //! ```
 //! Invariants:
@@ -23,12 +23,15 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::backend::{Keyspace, Op, View};
 use crate::hash::{self, HashKv, Kept, KvHasher};
+use crate::read_txn::SLICE_KEYS;
 use crate::revision::{Change, Revision};
 use crate::store::{AppliedMark, CompactionDriver, Store, StoreOptions, meta};
 use crate::{Error, Result};
@@ -50,7 +53,10 @@ impl CompactionHandle {
     ///
     /// Errors: [`Error::Closed`] if the store goes away first; the compaction resumes when it is opened.
     pub async fn wait(mut self) -> Result<()> {
-        let finished = self.finished.wait_for(|finished| *finished >= self.revision).await;
+        let finished = self
+            .finished
+            .wait_for(|finished| *finished >= self.revision)
+            .await;
         finished.map(|_| ()).map_err(|_| Error::Closed)
     }
 
@@ -72,11 +78,17 @@ pub enum CompactionStep {
 /// The compactions of a store that are not finished.
 pub(crate) struct Compactor {
     options: StoreOptions,
-    queue: Mutex<Queue>,
-    wake: Condvar,
+    shared: Arc<Shared>,
     finished: watch::Sender<i64>,
     removed: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the thread waits on without keeping the store alive.
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
 }
 
 #[derive(Default)]
@@ -97,9 +109,15 @@ struct Job {
 }
 
 enum Phase {
-    Keep { from: Box<[u8]>, kept: Kept },
-    Hash { view: View, hasher: KvHasher, from: Vec<u8> },
-    Drop { from: Box<[u8]> },
+    Keep,
+    Hash {
+        view: View,
+        hasher: KvHasher,
+        from: Vec<u8>,
+    },
+    Drop {
+        from: Box<[u8]>,
+    },
 }
 
 /// What a step made of a job.
@@ -117,15 +135,24 @@ impl Store {
         let _writer = self.writer.lock();
         let (current, compacted) = (self.revision(), self.compacted());
         let refused = if revision <= compacted {
-            Some(Error::Compacted { requested: revision, compacted })
+            Some(Error::Compacted {
+                requested: revision,
+                compacted,
+            })
         } else if revision > current {
-            Some(Error::FutureRevision { requested: revision, current })
+            Some(Error::FutureRevision {
+                requested: revision,
+                current,
+            })
         } else {
             None
         };
         let mut ops = Vec::new();
         if refused.is_none() {
-            ops.push(meta(SCHEDULED_KEY, &Revision::new(revision, 0).key(Change::Put)));
+            ops.push(meta(
+                SCHEDULED_KEY,
+                &Revision::new(revision, 0).key(Change::Put),
+            ));
         }
         self.mark_ops(mark, &mut ops);
         self.backend.write(ops);
@@ -134,15 +161,21 @@ impl Store {
         }
         self.raise_compacted(revision);
         let previous_finished = self.compactor.pending() == 0;
-        self.compactor.add(Job::new(revision, compacted, previous_finished));
-        Ok(CompactionHandle { revision, finished: self.compactor.finished.subscribe() })
+        self.compactor
+            .add(Job::new(revision, compacted, previous_finished));
+        Ok(CompactionHandle {
+            revision,
+            finished: self.compactor.finished.subscribe(),
+        })
     }
 
     /// Takes one step of the oldest unfinished compaction: about a slice's worth of work.
     ///
     /// For [`CompactionDriver::Caller`]; one caller at a time. Errors leave the step to be taken again.
     pub fn compact_step(&self) -> Result<CompactionStep> {
-        let Some(job) = self.compactor.take() else { return Ok(CompactionStep::Idle) };
+        let Some(job) = self.compactor.take() else {
+            return Ok(CompactionStep::Idle);
+        };
         let retry = job.restarted();
         match self.advance(job) {
             Ok(Progress::Continue(job)) => self.compactor.put_back(job),
@@ -152,7 +185,11 @@ impl Store {
                 return Err(error);
             }
         }
-        Ok(if self.compactor.pending() > 0 { CompactionStep::More } else { CompactionStep::Idle })
+        Ok(if self.compactor.pending() > 0 {
+            CompactionStep::More
+        } else {
+            CompactionStep::Idle
+        })
     }
 
     /// Queues the compaction that a crash interrupted and starts the thread.
@@ -160,77 +197,118 @@ impl Store {
         if let Some(revision) = scheduled
             && scheduled > finished
         {
-            self.compactor.add(Job::new(revision, finished.unwrap_or(-1), false));
+            self.compactor
+                .add(Job::new(revision, finished.unwrap_or(-1), false));
         }
         if self.compactor.options.compaction_driver == CompactionDriver::Thread {
             let store = Arc::downgrade(self);
-            let spawned = thread::Builder::new().name("compactor".into()).spawn(move || run(&store));
+            let shared = Arc::clone(&self.compactor.shared);
+            let pause = self.compactor.options.compaction_pause;
+            let spawned = thread::Builder::new()
+                .name("compactor".into())
+                .spawn(move || run(&store, &shared, pause));
             match spawned {
                 Ok(thread) => *self.compactor.thread.lock() = Some(thread),
-                Err(error) => tracing::error!(%error, "cannot start the compaction thread; nothing will be removed"),
+                Err(error) => {
+                    tracing::error!(%error, "cannot start the compaction thread; nothing will be removed")
+                }
             }
         }
     }
 
     fn advance(&self, job: Job) -> Result<Progress> {
-        let Job { revision, previous, phase, hash } = job;
+        let Job {
+            revision,
+            previous,
+            phase,
+            hash,
+        } = job;
         let slice = self.compactor.options.compaction_slice;
         let (phase, hash) = match phase {
-            Phase::Keep { from, mut kept } => match self.compaction_keep(&from, revision, previous, &mut kept) {
-                Some(from) => (Phase::Keep { from, kept }, hash),
-                None => {
-                    kept.finish();
-                    let hasher = KvHasher::new(previous, revision, kept);
-                    (Phase::Hash { view: self.backend.view()?, hasher, from: Vec::new() }, hash)
+            Phase::Keep => {
+                let mut kept = Kept::with_tombstones();
+                let mut next = Some(Box::default());
+                while let Some(from) = next {
+                    next = self.keep_slice(&from, revision, previous, &mut kept);
                 }
-            },
-            Phase::Hash { view, mut hasher, from } => match hash::feed_slice(&view, &mut hasher, &from, slice)? {
+                kept.finish();
+                let hasher = KvHasher::new(previous, revision, kept);
+                (
+                    Phase::Hash {
+                        view: self.backend.view()?,
+                        hasher,
+                        from: Vec::new(),
+                    },
+                    hash,
+                )
+            }
+            Phase::Hash {
+                view,
+                mut hasher,
+                from,
+            } => match hash::feed_slice(&view, &mut hasher, &from, slice)? {
                 Some(from) => (Phase::Hash { view, hasher, from }, hash),
-                None => (Phase::Drop { from: Box::default() }, Some(hasher.sum())),
+                None => (
+                    Phase::Drop {
+                        from: Box::default(),
+                    },
+                    Some(hasher.sum()),
+                ),
             },
-            Phase::Drop { from } => match self.drop_slice(&from, revision, slice) {
+            Phase::Drop { from } => match self.drop_some(from, revision, slice) {
                 Some(from) => (Phase::Drop { from }, hash),
                 None => {
-                    self.backend.write(vec![meta(FINISHED_KEY, &Revision::new(revision, 0).key(Change::Put))]);
+                    self.backend.write(vec![meta(
+                        FINISHED_KEY,
+                        &Revision::new(revision, 0).key(Change::Put),
+                    )]);
                     if let Some(hash) = hash {
                         let hash_revision = revision;
-                        self.hashes.remember(HashKv { hash, revision, compact_revision: previous, hash_revision });
+                        self.hashes.remember(HashKv {
+                            hash,
+                            revision,
+                            compact_revision: previous,
+                            hash_revision,
+                        });
                     }
                     self.compactor.finished.send_replace(revision);
                     return Ok(Progress::Finished);
                 }
             },
         };
-        Ok(Progress::Continue(Job { revision, previous, phase, hash }))
+        Ok(Progress::Continue(Job {
+            revision,
+            previous,
+            phase,
+            hash,
+        }))
     }
 
-    /// As [`Store::keep_slice`]; a tombstone at the revision, which a compaction keeps, counts as something kept.
-    fn compaction_keep(&self, from: &[u8], revision: i64, previous: i64, kept: &mut Kept) -> Option<Box<[u8]>> {
-        let next = self.keep_slice(from, revision, previous, kept);
-        let span = crate::index::Span { start: from, end: next.as_deref() };
-        self.index.read().walk(span, |_, revisions| {
-            if revisions.keeps_tombstone(revision) {
-                kept.note();
-                return std::ops::ControlFlow::Break(());
-            }
-            std::ops::ControlFlow::Continue(())
-        });
-        next
-    }
-
-    /// Removes what the keys from `from` on need no more; returns where to go on.
-    fn drop_slice(&self, from: &[u8], revision: i64, slice: usize) -> Option<Box<[u8]>> {
-        let mut ops = Vec::new();
-        let next = self.index.write().compact(from, revision, slice, |(revision, change)| {
-            let key = bytes::Bytes::copy_from_slice(&revision.key(change));
-            ops.push(Op::Delete(Keyspace::Rev, key.clone()));
-            ops.push(Op::Delete(Keyspace::Index, key));
-        });
-        self.compactor.removed.fetch_add(ops.len() as u64 / 2, Ordering::Relaxed);
+    /// Removes what the keys from `from` on need no more, until about `slice` revisions went; returns where to go on.
+    fn drop_some(&self, from: Box<[u8]>, revision: i64, slice: usize) -> Option<Box<[u8]>> {
+        let mut dropped = Vec::new();
+        let mut next = Some(from);
+        while let Some(from) = &next
+            && dropped.len() < slice
+        {
+            next = self
+                .index
+                .write()
+                .compact(from, revision, SLICE_KEYS, |change| dropped.push(change));
+        }
+        self.compactor
+            .removed
+            .fetch_add(dropped.len() as u64, Ordering::Relaxed);
         // A key with a long history gives more than a slice; the engine gets it in pieces.
-        let mut ops = ops.into_iter().peekable();
-        while ops.peek().is_some() {
-            self.backend.write(ops.by_ref().take(2 * slice.max(1)).collect());
+        for dropped in dropped.chunks(slice.max(1)) {
+            let deletes = dropped.iter().flat_map(|(revision, change)| {
+                let key = Bytes::copy_from_slice(&revision.key(*change));
+                [
+                    Op::Delete(Keyspace::Rev, key.clone()),
+                    Op::Delete(Keyspace::Index, key),
+                ]
+            });
+            self.backend.write(deletes.collect());
         }
         next
     }
@@ -239,16 +317,26 @@ impl Store {
 impl Job {
     fn new(revision: i64, previous: i64, previous_finished: bool) -> Job {
         let phase = match previous_finished {
-            true => Phase::Keep { from: Box::default(), kept: Kept::default() },
-            false => Phase::Drop { from: Box::default() },
+            true => Phase::Keep,
+            false => Phase::Drop {
+                from: Box::default(),
+            },
         };
-        Job { revision, previous, phase, hash: None }
+        Job {
+            revision,
+            previous,
+            phase,
+            hash: None,
+        }
     }
 
     /// The job from the beginning of its phase, for when a step of it fails.
     fn restarted(&self) -> Job {
-        let hashes = matches!(self.phase, Phase::Keep { .. } | Phase::Hash { .. });
-        Job { hash: self.hash, ..Job::new(self.revision, self.previous, hashes) }
+        let hashes = matches!(self.phase, Phase::Keep | Phase::Hash { .. });
+        Job {
+            hash: self.hash,
+            ..Job::new(self.revision, self.previous, hashes)
+        }
     }
 }
 
@@ -256,8 +344,7 @@ impl Compactor {
     pub(crate) fn new(options: StoreOptions, finished: Option<i64>) -> Compactor {
         Compactor {
             options,
-            queue: Mutex::default(),
-            wake: Condvar::new(),
+            shared: Arc::default(),
             finished: watch::Sender::new(finished.unwrap_or(-1)),
             removed: AtomicU64::new(0),
             thread: Mutex::new(None),
@@ -266,7 +353,7 @@ impl Compactor {
 
     /// Compactions not finished.
     pub(crate) fn pending(&self) -> usize {
-        let queue = self.queue.lock();
+        let queue = self.shared.queue.lock();
         queue.jobs.len() + usize::from(queue.working)
     }
 
@@ -277,8 +364,8 @@ impl Compactor {
 
     /// Ends the thread, if there is one, after its current step.
     pub(crate) fn stop(&self) {
-        self.queue.lock().stopped = true;
-        self.wake.notify_all();
+        self.shared.queue.lock().stopped = true;
+        self.shared.wake.notify_all();
         let thread = self.thread.lock().take();
         if let Some(thread) = thread
             && thread.thread().id() != thread::current().id()
@@ -289,25 +376,25 @@ impl Compactor {
     }
 
     fn add(&self, job: Job) {
-        self.queue.lock().jobs.push_back(job);
-        self.wake.notify_all();
+        self.shared.queue.lock().jobs.push_back(job);
+        self.shared.wake.notify_all();
     }
 
     fn take(&self) -> Option<Job> {
-        let mut queue = self.queue.lock();
+        let mut queue = self.shared.queue.lock();
         let job = queue.jobs.pop_front();
         queue.working |= job.is_some();
         job
     }
 
     fn put_back(&self, job: Job) {
-        let mut queue = self.queue.lock();
+        let mut queue = self.shared.queue.lock();
         queue.working = false;
         queue.jobs.push_front(job);
     }
 
     fn finish_one(&self) {
-        self.queue.lock().working = false;
+        self.shared.queue.lock().working = false;
     }
 }
 
@@ -317,26 +404,35 @@ impl Drop for Store {
     }
 }
 
-/// The compaction thread: works while there is a store, and pauses between slices so that writes go first.
-fn run(store: &Weak<Store>) {
-    while let Some(store) = store.upgrade() {
-        let compactor = &store.compactor;
-        let pause = match store.compact_step() {
-            Ok(_) => compactor.options.compaction_pause,
+/// The compaction thread: works while there is a store, and pauses after each step so that writes go first.
+fn run(store: &Weak<Store>, shared: &Shared, pause: Duration) {
+    loop {
+        {
+            let mut queue = shared.queue.lock();
+            while queue.jobs.is_empty() && !queue.stopped {
+                shared.wake.wait(&mut queue);
+            }
+            if queue.stopped {
+                return;
+            }
+        }
+        let Some(store) = store.upgrade() else { return };
+        let step = store.compact_step();
+        drop(store);
+        let pause = match step {
+            Ok(_) => pause,
             Err(error) => {
-                tracing::error!(%error, "compaction failed; trying again in 1 s");
-                std::time::Duration::from_secs(1)
+                tracing::error!(%error, "compaction failed, trying again");
+                RETRY_PAUSE
             }
         };
-        let mut queue = compactor.queue.lock();
-        if queue.stopped {
-            return;
-        }
-        // The wait keeps the store alive, so it is short; an idle thread looks for a last owner four times a second.
-        let wait = if queue.jobs.is_empty() { std::time::Duration::from_millis(250) } else { pause };
-        compactor.wake.wait_for(&mut queue, wait);
-        if queue.stopped {
-            return;
+        let mut queue = shared.queue.lock();
+        if !queue.stopped {
+            // A new compaction may cut the pause short, which does no harm.
+            shared.wake.wait_for(&mut queue, pause);
         }
     }
 }
+
+/// Pause after a step that failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);

@@ -16,13 +16,14 @@ use std::thread;
 
 use bytes::Bytes;
 
+use crate::Result;
 use crate::backend::{Backend, Keyspace, View};
 use crate::compaction::{FINISHED_KEY, SCHEDULED_KEY};
 use crate::index::Index;
+use crate::lease::{Lessor, LessorOptions};
 use crate::record::IndexRecord;
 use crate::revision::{Change, Revision};
 use crate::store::{TERM_KEY, damage};
-use crate::Result;
 
 /// The state of a store that was opened.
 pub(crate) struct Recovered {
@@ -31,8 +32,7 @@ pub(crate) struct Recovered {
     pub(crate) scheduled_compaction: Option<i64>,
     pub(crate) finished_compaction: Option<i64>,
     pub(crate) term: u64,
-    /// The lease of each key that has one.
-    pub(crate) leases: Vec<(Bytes, i64)>,
+    pub(crate) lessor: Lessor,
 }
 
 /// Threads that read the index keyspace.
@@ -57,14 +57,19 @@ struct Loaded {
 }
 
 /// Reads everything that the store keeps in memory.
-pub(crate) fn recover(backend: &Backend) -> Result<Recovered> {
+pub(crate) fn recover(backend: &Backend, lessor: LessorOptions) -> Result<Recovered> {
     let view = backend.view()?;
     let scheduled_compaction = read_compaction(backend, &view, SCHEDULED_KEY)?;
     let finished_compaction = read_compaction(backend, &view, FINISHED_KEY)?;
     let term = match view.get(Keyspace::Meta, TERM_KEY)? {
         Some(term) => match <[u8; 8]>::try_from(&term[..]) {
             Ok(term) => u64::from_be_bytes(term),
-            Err(_) => return Err(damage(backend, "the term of the applied index is not 8 bytes".into())),
+            Err(_) => {
+                return Err(damage(
+                    backend,
+                    "the term of the applied index is not 8 bytes".into(),
+                ));
+            }
         },
         None => 0,
     };
@@ -72,10 +77,19 @@ pub(crate) fn recover(backend: &Backend) -> Result<Recovered> {
     let bounds = stored_bounds(backend, &view, Keyspace::Index)?;
     let value_bounds = stored_bounds(backend, &view, Keyspace::Rev)?;
     if bounds != value_bounds {
-        let what = format!("the index covers revisions {}, and values are there for {}", show(bounds), show(value_bounds));
+        let what = format!(
+            "the index covers revisions {}, and values are there for {}",
+            show(bounds),
+            show(value_bounds)
+        );
         return Err(damage(backend, what));
     }
-    let mut loader = Loader { backend, index: Index::new(), newest: 1, leases: HashMap::new() };
+    let mut loader = Loader {
+        backend,
+        index: Index::new(),
+        newest: 1,
+        leases: HashMap::new(),
+    };
     if let Some((first, last)) = bounds {
         loader.load(&view, first.main, last.main)?;
     }
@@ -86,8 +100,32 @@ pub(crate) fn recover(backend: &Backend) -> Result<Recovered> {
         scheduled_compaction,
         finished_compaction,
         term,
-        leases: loader.leases.into_iter().map(|(key, lease)| (Bytes::from(key), lease)).collect(),
+        lessor: restore_leases(&view, lessor, loader.leases)?,
     })
+}
+
+/// The stored leases, with `attached` keys. A key whose lease is gone is attached to none, as in etcd.
+fn restore_leases(
+    view: &View,
+    options: LessorOptions,
+    attached: HashMap<Box<[u8]>, i64>,
+) -> Result<Lessor> {
+    let lessor = Lessor::new(options);
+    let mut restored = Ok(());
+    view.scan(Keyspace::Lease, &[], None, &mut |key, value| {
+        restored = lessor.restore(key, value);
+        match restored {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    })?;
+    restored?;
+    for (key, lease) in attached {
+        if lessor.attach(lease, &Bytes::from(key)).is_err() {
+            tracing::warn!(lease, "a key names a lease that does not exist");
+        }
+    }
+    Ok(lessor)
 }
 
 struct Loader<'a> {
@@ -117,7 +155,8 @@ impl Loader<'_> {
                             return;
                         }
                         let from = first + number * step;
-                        let part = read_part(backend, view, number, from, (from + step - 1).min(last));
+                        let part =
+                            read_part(backend, view, number, from, (from + step - 1).min(last));
                         let failed = part.is_err();
                         if sender.send(part).is_err() || failed {
                             return;
@@ -144,9 +183,19 @@ impl Loader<'_> {
     fn add(&mut self, part: Part) -> Result<()> {
         for record in part.records {
             self.newest = self.newest.max(record.revision.main);
-            let Loaded { key, revision, change, created, version, lease } = record;
+            let Loaded {
+                key,
+                revision,
+                change,
+                created,
+                version,
+                lease,
+            } = record;
             if !self.index.restore(&key, revision, change, created, version) {
-                return Err(damage(self.backend, format!("tombstone {revision} of a key that a tombstone deleted before")));
+                return Err(damage(
+                    self.backend,
+                    format!("tombstone {revision} of a key that a tombstone deleted before"),
+                ));
             }
             if lease != 0 {
                 self.leases.insert(key, lease);
@@ -164,8 +213,9 @@ fn read_part(backend: &Backend, view: &View, number: i64, from: i64, to: i64) ->
     let start = Revision::new(from, 0).key(Change::Put);
     let end = Revision::new(to.saturating_add(1), 0).key(Change::Put);
     view.scan(Keyspace::Index, &start, Some(&end), &mut |key, record| {
-        let decoded = Revision::decode(key)
-            .and_then(|(revision, change)| Some((revision, change, IndexRecord::decode(change, record)?)));
+        let decoded = Revision::decode(key).and_then(|(revision, change)| {
+            Some((revision, change, IndexRecord::decode(change, record)?))
+        });
         match decoded {
             Some((revision, change, record)) => {
                 records.push(Loaded {
@@ -192,8 +242,14 @@ fn read_part(backend: &Backend, view: &View, number: i64, from: i64, to: i64) ->
 }
 
 /// The first and the last revision that `keyspace` holds.
-fn stored_bounds(backend: &Backend, view: &View, keyspace: Keyspace) -> Result<Option<(Revision, Revision)>> {
-    let Some(first) = first_from(backend, view, keyspace, Revision::default())? else { return Ok(None) };
+fn stored_bounds(
+    backend: &Backend,
+    view: &View,
+    keyspace: Keyspace,
+) -> Result<Option<(Revision, Revision)>> {
+    let Some(first) = first_from(backend, view, keyspace, Revision::default())? else {
+        return Ok(None);
+    };
     // Whether there is a revision at or above `main` changes from yes to no once.
     let (mut present, mut absent) = (first.main, i64::MAX);
     while absent - present > 1 {
@@ -204,17 +260,30 @@ fn stored_bounds(backend: &Backend, view: &View, keyspace: Keyspace) -> Result<O
         }
     }
     let mut last = first;
-    view.scan(keyspace, &Revision::new(present, 0).key(Change::Put), None, &mut |key, _| {
-        last = Revision::decode(key).map_or(last, |(revision, _)| revision);
-        ControlFlow::Continue(())
-    })?;
+    view.scan(
+        keyspace,
+        &Revision::new(present, 0).key(Change::Put),
+        None,
+        &mut |key, _| {
+            last = Revision::decode(key).map_or(last, |(revision, _)| revision);
+            ControlFlow::Continue(())
+        },
+    )?;
     Ok(Some((first, last)))
 }
 
-fn first_from(backend: &Backend, view: &View, keyspace: Keyspace, from: Revision) -> Result<Option<Revision>> {
+fn first_from(
+    backend: &Backend,
+    view: &View,
+    keyspace: Keyspace,
+    from: Revision,
+) -> Result<Option<Revision>> {
     let mut found = None;
     view.scan(keyspace, &from.key(Change::Put), None, &mut |key, _| {
-        found = Some(Revision::decode(key).ok_or_else(|| format!("{key:02x?} in {} is not a revision", keyspace.name())));
+        found = Some(
+            Revision::decode(key)
+                .ok_or_else(|| format!("{key:02x?} in {} is not a revision", keyspace.name())),
+        );
         ControlFlow::Break(())
     })?;
     match found {
@@ -225,10 +294,15 @@ fn first_from(backend: &Backend, view: &View, keyspace: Keyspace, from: Revision
 }
 
 fn read_compaction(backend: &Backend, view: &View, key: &'static [u8]) -> Result<Option<i64>> {
-    let Some(value) = view.get(Keyspace::Meta, key)? else { return Ok(None) };
+    let Some(value) = view.get(Keyspace::Meta, key)? else {
+        return Ok(None);
+    };
     match Revision::decode(&value) {
         Some((revision, _)) => Ok(Some(revision.main)),
-        None => Err(damage(backend, format!("{} is not a revision", String::from_utf8_lossy(key)))),
+        None => Err(damage(
+            backend,
+            format!("{} is not a revision", String::from_utf8_lossy(key)),
+        )),
     }
 }
 

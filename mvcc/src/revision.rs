@@ -32,7 +32,7 @@ pub enum Change {
 }
 
 /// Bytes of a put's key; a tombstone's is one longer.
-pub const REVISION_LEN: usize = 17;
+pub(crate) const REVISION_LEN: usize = 17;
 
 const TOMBSTONE_LEN: usize = REVISION_LEN + 1;
 const SEPARATOR: u8 = b'_';
@@ -61,10 +61,16 @@ impl Revision {
         bytes[8] = SEPARATOR;
         bytes[9..REVISION_LEN].copy_from_slice(&self.sub.to_be_bytes());
         match change {
-            Change::Put => RevKey { bytes, len: REVISION_LEN as u8 },
+            Change::Put => RevKey {
+                bytes,
+                len: REVISION_LEN as u8,
+            },
             Change::Tombstone => {
                 bytes[REVISION_LEN] = TOMBSTONE_MARK;
-                RevKey { bytes, len: TOMBSTONE_LEN as u8 }
+                RevKey {
+                    bytes,
+                    len: TOMBSTONE_LEN as u8,
+                }
             }
         }
     }

@@ -21,6 +21,7 @@ use crate::backend::{Backend, CONSISTENT_INDEX_KEY, Keyspace, Op};
 use crate::compaction::Compactor;
 use crate::hash::CompactionHashes;
 use crate::index::Index;
+use crate::lease::{Lessor, LessorOptions};
 use crate::recovery;
 use crate::value_cache::ValueCache;
 use crate::watch::{HubOptions, WatchHub};
@@ -36,6 +37,8 @@ pub struct StoreOptions {
     pub value_cache_bytes: u64,
     /// Bounds of the watch hub.
     pub hub: HubOptions,
+    /// How leases behave.
+    pub lessor: LessorOptions,
     /// Revisions that a compaction removes at a time. More makes larger engine commits.
     pub compaction_slice: usize,
     /// Pause between two slices. Less makes compactions compete with writes.
@@ -58,6 +61,7 @@ impl Default for StoreOptions {
         StoreOptions {
             value_cache_bytes: 32 << 20,
             hub: HubOptions::default(),
+            lessor: LessorOptions::default(),
             compaction_slice: 1000,
             compaction_pause: Duration::from_millis(10),
             compaction_driver: CompactionDriver::Thread,
@@ -79,7 +83,11 @@ pub struct AppliedMark {
 impl AppliedMark {
     /// The position alone.
     pub fn new(index: u64, term: u64) -> AppliedMark {
-        AppliedMark { index, term, extra: Vec::new() }
+        AppliedMark {
+            index,
+            term,
+            extra: Vec::new(),
+        }
     }
 }
 
@@ -106,6 +114,7 @@ pub struct Store {
     pub(crate) index: RwLock<Index>,
     pub(crate) cache: ValueCache,
     pub(crate) hub: Arc<WatchHub>,
+    pub(crate) lessor: Lessor,
     pub(crate) writer: Mutex<()>,
     pub(crate) compactor: Compactor,
     pub(crate) hashes: CompactionHashes,
@@ -120,12 +129,16 @@ impl Store {
     ///
     /// Takes about a second for a million revisions. Errors: [`Error::Damage`] if what is stored is not what was written.
     pub fn open(backend: Backend, options: StoreOptions) -> Result<Arc<Store>> {
-        let recovered = recovery::recover(&backend)?;
-        let compacted = recovered.scheduled_compaction.max(recovered.finished_compaction).unwrap_or(-1);
+        let recovered = recovery::recover(&backend, options.lessor)?;
+        let compacted = recovered
+            .scheduled_compaction
+            .max(recovered.finished_compaction)
+            .unwrap_or(-1);
         let store = Arc::new(Store {
             index: RwLock::new(recovered.index),
             cache: ValueCache::new(options.value_cache_bytes),
             hub: WatchHub::new(options.hub, recovered.current),
+            lessor: recovered.lessor,
             writer: Mutex::new(()),
             compactor: Compactor::new(options, recovered.finished_compaction),
             hashes: CompactionHashes::default(),
@@ -134,7 +147,10 @@ impl Store {
             term: AtomicU64::new(recovered.term),
             backend,
         });
-        store.start_compactor(recovered.scheduled_compaction, recovered.finished_compaction);
+        store.start_compactor(
+            recovered.scheduled_compaction,
+            recovered.finished_compaction,
+        );
         Ok(store)
     }
 
@@ -151,6 +167,11 @@ impl Store {
     /// The database below.
     pub fn backend(&self) -> &Backend {
         &self.backend
+    }
+
+    /// The leases.
+    pub fn lessor(&self) -> &Lessor {
+        &self.lessor
     }
 
     /// Who is told of changes.
@@ -180,15 +201,20 @@ impl Store {
     }
 
     /// Walks the whole index; panics if an invariant does not hold. For tests.
-    #[cfg(any(test, debug_assertions))]
     pub fn check_invariants(&self) {
         let index = self.index.read();
         index.check_invariants();
         let (current, compacted) = (self.revision(), self.compacted());
-        assert!(compacted <= current, "compacted {compacted} is past current {current}");
+        assert!(
+            compacted <= current,
+            "compacted {compacted} is past current {current}"
+        );
         index.walk(crate::index::Span::ALL, |key, revisions| {
             let modified = revisions.modified().main;
-            assert!(modified <= current, "{key:?} was modified at {modified}, past current {current}");
+            assert!(
+                modified <= current,
+                "{key:?} was modified at {modified}, past current {current}"
+            );
             std::ops::ControlFlow::Continue(())
         });
     }
@@ -196,7 +222,10 @@ impl Store {
     /// Makes `revision` the newest one; the caller holds the index lock for writing.
     pub(crate) fn publish_revision(&self, revision: i64) {
         let current = self.revision();
-        assert!(revision == current + 1, "revision {revision} published after {current}");
+        assert!(
+            revision == current + 1,
+            "revision {revision} published after {current}"
+        );
         self.current.store(revision, Ordering::Release);
     }
 
@@ -221,12 +250,19 @@ impl Store {
 
 /// Damage in the database below `backend`.
 pub(crate) fn damage(backend: &Backend, what: String) -> Error {
-    Error::Damage { file: PathBuf::from(format!("the {} database", backend.engine())), what }
+    Error::Damage {
+        file: PathBuf::from(format!("the {} database", backend.engine())),
+        what,
+    }
 }
 
 /// A put into the Meta keyspace.
 pub(crate) fn meta(key: &'static [u8], value: &[u8]) -> Op {
-    Op::Put(Keyspace::Meta, Bytes::from_static(key), Bytes::copy_from_slice(value))
+    Op::Put(
+        Keyspace::Meta,
+        Bytes::from_static(key),
+        Bytes::copy_from_slice(value),
+    )
 }
 
 #[cfg(test)]

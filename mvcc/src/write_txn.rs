@@ -7,8 +7,7 @@
 //! Source: etcd 3.7 mvcc, write transactions; semantics of put, delete and nested reads in the API documentation.
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -111,10 +110,14 @@ impl Store {
 }
 
 impl WriteTxn<'_> {
-    /// Sets `key` to `value` and attaches it to `lease`, or to none if that is 0. The lease must exist.
+    /// Sets `key` to `value` and attaches it to `lease`, or to none if that is 0.
     ///
-    /// Errors: only of the engine, when the previous value is asked for; then nothing was changed.
+    /// Errors: [`Error::LeaseNotFound`], and those of the engine when the previous value is asked for; then nothing was
+    /// changed.
     pub fn put(&mut self, key: Bytes, value: &[u8], lease: i64, prev: Prev) -> Result<PutOutcome> {
+        if lease != 0 && !self.store.lessor.exists(lease) {
+            return Err(Error::LeaseNotFound { id: lease });
+        }
         let (state, before) = self.state(&key);
         let prev = match (prev, state) {
             (Prev::Read, Some(state)) => Some(self.read_one(state.modified)?),
@@ -122,12 +125,33 @@ impl WriteTxn<'_> {
         };
         let revision = self.next_change();
         let after = match state {
-            Some(state) => KeyState { modified: revision, created: state.created, version: state.version + 1 },
-            None => KeyState { modified: revision, created: revision.main, version: 1 },
+            Some(state) => KeyState {
+                modified: revision,
+                created: state.created,
+                version: state.version + 1,
+            },
+            None => KeyState {
+                modified: revision,
+                created: revision.main,
+                version: 1,
+            },
         };
-        let put = Put { key: &key, value, create_revision: after.created, version: after.version, lease };
+        let put = Put {
+            key: &key,
+            value,
+            create_revision: after.created,
+            version: after.version,
+            lease,
+        };
         let stored = Stored::put(revision, put);
-        self.stage(Staged { key, change: Change::Put, stored, after: Some(after), lease, before });
+        self.stage(Staged {
+            key,
+            change: Change::Put,
+            stored,
+            after: Some(after),
+            lease,
+            before,
+        });
         Ok(PutOutcome { prev })
     }
 
@@ -147,7 +171,14 @@ impl WriteTxn<'_> {
                 None => Some(hit.state.modified),
             };
             let stored = Stored::tombstone(self.next_change(), &hit.key);
-            self.stage(Staged { key: hit.key, change: Change::Tombstone, stored, after: None, lease: 0, before });
+            self.stage(Staged {
+                key: hit.key,
+                change: Change::Tombstone,
+                stored,
+                after: None,
+                lease: 0,
+                before,
+            });
         }
         Ok(DeleteOutcome { deleted, prevs })
     }
@@ -156,16 +187,26 @@ impl WriteTxn<'_> {
     pub fn range(&self, query: &RangeQuery) -> Result<RangeAnswer> {
         let visible = self.revision();
         if query.revision > visible {
-            return Err(Error::FutureRevision { requested: query.revision, current: visible });
+            return Err(Error::FutureRevision {
+                requested: query.revision,
+                current: visible,
+            });
         }
         let own = query.revision <= 0 || query.revision > self.begin;
         if !own || self.changes.is_empty() {
-            return Ok(RangeAnswer { revision: visible, ..self.store.range(query)? });
+            return Ok(RangeAnswer {
+                revision: visible,
+                ..self.store.range(query)?
+            });
         }
         let hits = self.hits(&query.range);
         let count = read_txn::to_count(hits.len());
         if query.count_only {
-            return Ok(RangeAnswer { revision: visible, count, ..RangeAnswer::default() });
+            return Ok(RangeAnswer {
+                revision: visible,
+                count,
+                ..RangeAnswer::default()
+            });
         }
         let mut hits = hits;
         if let Some(limit) = query.read_limit() {
@@ -180,7 +221,10 @@ impl WriteTxn<'_> {
             Ok(true)
         })?;
         let kvs = kvs.expect("a read with no bounds answers");
-        Ok(RangeAnswer { revision: visible, ..read_txn::finish(query, kvs, count) })
+        Ok(RangeAnswer {
+            revision: visible,
+            ..read_txn::finish(query, kvs, count)
+        })
     }
 
     /// The key as this transaction left it, without its value; `None` if it does not exist.
@@ -189,7 +233,7 @@ impl WriteTxn<'_> {
         let state = state?;
         let lease = match self.newest.get(key) {
             Some(position) => self.changes[*position].lease,
-            None => self.store.lease_of(key),
+            None => self.store.lessor.lease_of(key).unwrap_or(0),
         };
         Some(KeyMeta {
             create_revision: state.created,
@@ -216,11 +260,26 @@ impl WriteTxn<'_> {
 
     /// Makes the changes visible, all at once, and then tells the watchers.
     pub fn commit(self) -> Committed {
-        let WriteTxn { store, _writer, mark, begin, changes, newest } = self;
+        let WriteTxn {
+            store,
+            _writer,
+            mark,
+            begin,
+            changes,
+            newest,
+        } = self;
         let mut ops = Vec::with_capacity(2 * changes.len() + mark.extra.len() + 2);
         for Staged { stored, .. } in &changes {
-            ops.push(Op::Put(Keyspace::Rev, stored.revision_key.clone(), stored.value.clone()));
-            ops.push(Op::Put(Keyspace::Index, stored.revision_key.clone(), stored.index.clone()));
+            ops.push(Op::Put(
+                Keyspace::Rev,
+                stored.revision_key.clone(),
+                stored.value.clone(),
+            ));
+            ops.push(Op::Put(
+                Keyspace::Index,
+                stored.revision_key.clone(),
+                stored.index.clone(),
+            ));
         }
         store.mark_ops(mark, &mut ops);
         if changes.is_empty() {
@@ -230,19 +289,27 @@ impl WriteTxn<'_> {
 
         let revision = begin + 1;
         let capture = store.hub.capture();
-        let events = RevisionEvents::new(revision, store.events_of(&changes, |key| capture.wants(key)));
+        let events = RevisionEvents::new(
+            revision,
+            store.events_of(&changes, |key| capture.wants(key)),
+        );
         store.backend.write(ops);
         {
             let mut index = store.index.write();
             for staged in &changes {
-                index.apply(&staged.key, Revision::new(revision, staged.sub()), staged.change);
+                index.apply(
+                    &staged.key,
+                    Revision::new(revision, staged.sub()),
+                    staged.change,
+                );
             }
             store.publish_revision(revision);
         }
         let last = newest.values().map(|position| &changes[*position]);
         store.cache.update(
             last.clone().filter_map(|staged| staged.before),
-            last.clone().filter_map(|staged| Some((staged.after?.modified, &staged.stored.value))),
+            last.clone()
+                .filter_map(|staged| Some((staged.after?.modified, &staged.stored.value))),
         );
         for staged in last {
             store.settle_lease(&staged.key, staged.lease);
@@ -263,9 +330,17 @@ impl WriteTxn<'_> {
     /// The key as this transaction left it, and the value it had before.
     fn state(&self, key: &[u8]) -> (Option<KeyState>, Option<Revision>) {
         match self.newest.get(key) {
-            Some(position) => (self.changes[*position].after, self.changes[*position].before),
+            Some(position) => (
+                self.changes[*position].after,
+                self.changes[*position].before,
+            ),
             None => {
-                let state = self.store.index.read().get(key).and_then(|revisions| revisions.latest());
+                let state = self
+                    .store
+                    .index
+                    .read()
+                    .get(key)
+                    .and_then(|revisions| revisions.latest());
                 (state, state.map(|state| state.modified))
             }
         }
@@ -276,7 +351,13 @@ impl WriteTxn<'_> {
         let Some(span) = span(range) else {
             let key = range.start();
             let state = self.state(key).0;
-            return state.map(|state| Hit { state, key: key.clone() }).into_iter().collect();
+            return state
+                .map(|state| Hit {
+                    state,
+                    key: key.clone(),
+                })
+                .into_iter()
+                .collect();
         };
         if range.is_empty() {
             return Vec::new();
@@ -284,7 +365,10 @@ impl WriteTxn<'_> {
         let mut stored = Vec::new();
         let mut start: Option<Box<[u8]>> = Some(span.start.into());
         while let Some(from) = start {
-            let rest = crate::index::Span { start: &from, end: span.end };
+            let rest = crate::index::Span {
+                start: &from,
+                end: span.end,
+            };
             let mut slice = self.store.slice(rest, self.begin, SLICE_KEYS, Keys::Copy);
             stored.append(&mut slice.hits);
             start = slice.next;
@@ -293,10 +377,16 @@ impl WriteTxn<'_> {
             return stored;
         }
         let end = span.end.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut own = self.newest.range::<[u8], _>((Bound::Included(span.start), end)).peekable();
+        let mut own = self
+            .newest
+            .range::<[u8], _>((Bound::Included(span.start), end))
+            .peekable();
         let mut merged = Vec::with_capacity(stored.len());
         let staged_hit = |key: &Bytes, position: usize| {
-            self.changes[position].after.map(|state| Hit { state, key: key.clone() })
+            self.changes[position].after.map(|state| Hit {
+                state,
+                key: key.clone(),
+            })
         };
         for hit in stored {
             let mut replaced = false;
@@ -317,28 +407,43 @@ impl WriteTxn<'_> {
         let own_main = self.begin + 1;
         let mut kvs = Vec::with_capacity(hits.len());
         for hits in hits.chunks(SLICE_KEYS) {
-            let stored: Vec<Revision> =
-                hits.iter().map(|hit| hit.state.modified).filter(|revision| revision.main < own_main).collect();
+            let stored: Vec<Revision> = hits
+                .iter()
+                .map(|hit| hit.state.modified)
+                .filter(|revision| revision.main < own_main)
+                .collect();
             let mut records = stored.iter().zip(self.store.records(&stored)?);
             for hit in hits {
                 let revision = hit.state.modified;
                 let record = if revision.main == own_main {
-                    let position = usize::try_from(revision.sub).expect("a sub revision is a position");
+                    let position =
+                        usize::try_from(revision.sub).expect("a sub revision is a position");
                     self.changes[position].stored.value.clone()
                 } else {
                     let (_, record) = records.next().expect("each stored hit has its record");
                     record.ok_or_else(|| self.store.lost(revision))?
                 };
-                kvs.push(record::decode_value(&record).ok_or_else(|| self.store.unreadable(revision))?);
+                kvs.push(
+                    record::decode_value(&record).ok_or_else(|| self.store.unreadable(revision))?,
+                );
             }
         }
         Ok(kvs)
     }
 
     fn read_one(&self, revision: Revision) -> Result<KeyValue> {
-        let state = KeyState { modified: revision, created: 0, version: 0 };
-        let kvs = self.read_all(&[Hit { state, key: Bytes::new() }])?;
-        kvs.into_iter().next().ok_or_else(|| self.store.lost(revision))
+        let state = KeyState {
+            modified: revision,
+            created: 0,
+            version: 0,
+        };
+        let kvs = self.read_all(&[Hit {
+            state,
+            key: Bytes::new(),
+        }])?;
+        kvs.into_iter()
+            .next()
+            .ok_or_else(|| self.store.lost(revision))
     }
 }
 
@@ -374,10 +479,28 @@ impl Store {
         events
     }
 
+    /// Binds `key` to the lease of its newest change.
+    fn settle_lease(&self, key: &[u8], lease: i64) {
+        if lease == 0 {
+            self.lessor.detach(key);
+        } else if self.lessor.lease_of(key) != Some(lease) {
+            // The lessor keeps the key, which is a slice of a whole request here.
+            let attached = self.lessor.attach(lease, &Bytes::copy_from_slice(key));
+            assert!(
+                attached.is_ok(),
+                "lease {lease} went away within the transaction that uses it"
+            );
+        }
+    }
+
     /// The value at `before` for a watcher. One that cannot be read is left out: the change itself must reach it.
     fn prev_kv(&self, before: Revision) -> Option<KeyValue> {
         match self.records(&[before]) {
-            Ok(records) => records.into_iter().flatten().next().and_then(|record| record::decode_value(&record)),
+            Ok(records) => records
+                .into_iter()
+                .flatten()
+                .next()
+                .and_then(|record| record::decode_value(&record)),
             Err(error) => {
                 tracing::error!(revision = before.main, %error, "cannot read the value before a change");
                 None
