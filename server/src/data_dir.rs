@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <data-dir>/LOCK               locked while a process serves the folder; holds its process id
+//! <data-dir>/fixtures/          certificates made for --auto-tls
 //! <data-dir>/member/meta        whose data this is and in which formats (below)
 //! <data-dir>/member/wal/        the log, unless --wal-dir names another folder
 //! <data-dir>/member/db/<n>/     the engine's files; member/CURRENT names the live one

@@ -10,6 +10,7 @@
 
 mod files;
 mod names;
+mod self_signed;
 mod suites;
 
 use std::io;
@@ -28,7 +29,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::server::TlsStream;
 
 use self::files::Contents;
-use crate::config::{Config, TlsFiles, TlsVersion};
+use crate::config::{Config, TlsFiles, TlsVersion, Url};
 
 /// How long new files may go unseen.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -70,6 +71,14 @@ pub enum Error {
         cert: PathBuf,
         /// The key.
         key: PathBuf,
+    },
+    /// `--auto-tls` cannot keep its certificate.
+    #[error("cannot make a certificate in {}: {source}; check --data-dir, or give --cert-file and --key-file", folder.display())]
+    SelfSigned {
+        /// Where it would be kept.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// A listener needs a certificate and none is configured.
     #[error("--{0}cert-file and --{0}key-file are needed to listen on TLS")]
@@ -119,14 +128,23 @@ struct Reload {
 }
 
 impl TlsAcceptor {
-    /// For client listeners. `--cert-file` and `--key-file` must be given.
+    /// For client listeners: with `--cert-file` and `--key-file`, or with a certificate made under `--auto-tls`, for which
+    /// the data folder must exist.
     pub fn for_clients(config: &Config) -> Result<TlsAcceptor, Error> {
-        TlsAcceptor::new(Policy::new(config, &config.client_tls, "")?)
+        let listeners = [
+            &config.listen_client_urls,
+            &config.listen_client_http_urls,
+            &config.listen_metrics_urls,
+        ];
+        let urls: Vec<Url> = listeners.into_iter().flatten().cloned().collect();
+        let files = with_certificate(config, &config.client_tls, "client", &urls)?;
+        TlsAcceptor::new(Policy::new(config, files, "")?)
     }
 
-    /// For peer listeners. `--peer-cert-file` and `--peer-key-file` must be given.
+    /// For peer listeners: as for clients, with the flags that begin with `peer-`.
     pub fn for_peers(config: &Config) -> Result<TlsAcceptor, Error> {
-        TlsAcceptor::new(Policy::new(config, &config.peer_tls, "peer-")?)
+        let files = with_certificate(config, &config.peer_tls, "peer", &config.listen_peer_urls)?;
+        TlsAcceptor::new(Policy::new(config, files, "peer-")?)
     }
 
     fn new(policy: Policy) -> Result<TlsAcceptor, Error> {
@@ -206,7 +224,7 @@ impl TlsAcceptor {
 }
 
 impl Policy {
-    fn new(config: &Config, files: &TlsFiles, flag_prefix: &'static str) -> Result<Policy, Error> {
+    fn new(config: &Config, files: TlsFiles, flag_prefix: &'static str) -> Result<Policy, Error> {
         if files.cert_file.is_none() || files.key_file.is_none() {
             return Err(Error::NoCertificate(flag_prefix));
         }
@@ -226,7 +244,7 @@ impl Policy {
             suites::restrict(&mut provider.cipher_suites, &config.cipher_suites)?;
         }
         Ok(Policy {
-            files: files.clone(),
+            files,
             flag_prefix,
             provider: Arc::new(provider),
             versions,
@@ -259,6 +277,23 @@ impl Policy {
                 .map_err(|error| rustls::Error::General(error.to_string()))?;
         Ok(names::restrict(verifier, &self.files))
     }
+}
+
+/// The files of one side; a certificate made at start stands in for one that is not given.
+fn with_certificate(
+    config: &Config,
+    files: &TlsFiles,
+    side: &str,
+    urls: &[Url],
+) -> Result<TlsFiles, Error> {
+    let mut files = files.clone();
+    if files.auto_tls && files.cert_file.is_none() {
+        let folder = config.data_dir.join("fixtures").join(side);
+        let (cert, key) =
+            self_signed::ensure(&folder, urls, config.self_signed_cert_validity_years)?;
+        (files.cert_file, files.key_file) = (Some(cert), Some(key));
+    }
+    Ok(files)
 }
 
 /// The common name in the certificate of the other side, by which etcd's auth knows a client. `None` without a

@@ -186,7 +186,7 @@ async fn connect(acceptor: &Arc<TlsAcceptor>, client: ClientConfig) -> io::Resul
 }
 
 fn acceptor(config: &Config) -> Arc<TlsAcceptor> {
-    let policy = Policy::new(config, &config.client_tls, "").unwrap();
+    let policy = Policy::new(config, config.client_tls.clone(), "").unwrap();
     Arc::new(
         TlsAcceptor::new(Policy {
             recheck: Duration::ZERO,
@@ -504,4 +504,28 @@ fn missing_files_are_refused_with_file_and_flag() {
         text.contains("--peer-cert-file and --peer-key-file"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn auto_tls_serves_a_certificate_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config {
+        data_dir: folder.path().to_owned(),
+        listen_client_urls: vec!["https://localhost:2379".parse().unwrap()],
+        client_tls: TlsFiles {
+            auto_tls: true,
+            ..TlsFiles::default()
+        },
+        ..Config::default()
+    };
+    let acceptor = Arc::new(TlsAcceptor::for_clients(&config).unwrap());
+    let made = fs::read_to_string(folder.path().join("fixtures/client/cert.pem")).unwrap();
+    let trusting = Authority {
+        pem: made.clone(),
+        ..Authority::new()
+    };
+    let agreed = connect(&acceptor, trusting.client(None, rustls::ALL_VERSIONS))
+        .await
+        .unwrap();
+    assert_eq!(agreed.server_certificate, der(&made));
 }
