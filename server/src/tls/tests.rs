@@ -198,8 +198,8 @@ fn acceptor(config: &Config) -> Arc<TlsAcceptor> {
 
 fn refusal(config: &Config) -> String {
     TlsAcceptor::for_clients(config)
-        .err()
-        .expect("the files must be refused")
+        .map(drop)
+        .expect_err("the files must be refused")
         .to_string()
 }
 
@@ -237,16 +237,16 @@ async fn clients_are_verified_and_known_by_their_common_name() {
     assert_eq!(agreed.common_name.as_deref(), Some("alice"));
     connect(&acceptor, authority.client(None, rustls::ALL_VERSIONS))
         .await
-        .err()
-        .expect("no certificate");
+        .map(drop)
+        .expect_err("no certificate");
     let foreign = stranger.issue("alice", 2);
     connect(
         &acceptor,
         authority.client(Some(&foreign), rustls::ALL_VERSIONS),
     )
     .await
-    .err()
-    .expect("foreign authority");
+    .map(drop)
+    .expect_err("foreign authority");
 }
 
 #[tokio::test]
@@ -257,8 +257,8 @@ async fn naming_an_authority_verifies_clients_too() {
     let acceptor = acceptor(&config);
     connect(&acceptor, authority.client(None, rustls::ALL_VERSIONS))
         .await
-        .err()
-        .expect("no certificate");
+        .map(drop)
+        .expect_err("no certificate");
 }
 
 #[tokio::test]
@@ -305,8 +305,8 @@ async fn revoked_certificates_are_refused() {
         authority.client(Some(&revoked), rustls::ALL_VERSIONS),
     )
     .await
-    .err()
-    .expect("in the list");
+    .map(drop)
+    .expect_err("in the list");
 }
 
 #[tokio::test]
@@ -347,8 +347,8 @@ async fn new_files_are_taken_into_force_and_bad_ones_are_not() {
     authority.write("ca.crt", &other.pem);
     dial()
         .await
-        .err()
-        .expect("the new authority did not sign this client");
+        .map(drop)
+        .expect_err("the new authority did not sign this client");
     authority.write("ca.crt", &format!("{}{}", other.pem, authority.pem));
     dial().await.expect("both authorities are trusted");
 }
