@@ -26,7 +26,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::server::TlsStream;
+pub use tokio_rustls::server::TlsStream;
 
 use self::files::Contents;
 use crate::config::{Config, TlsFiles, TlsVersion, Url};
