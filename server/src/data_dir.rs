@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <data-dir>/LOCK               locked while a process serves the folder; holds its process id
+//! <data-dir>/fixtures/          certificates made for --auto-tls
 //! <data-dir>/member/meta        whose data this is and in which formats (below)
 //! <data-dir>/member/wal/        the log, unless --wal-dir names another folder
 //! <data-dir>/member/db/<n>/     the engine's files; member/CURRENT names the live one
@@ -17,7 +18,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
@@ -148,19 +149,17 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl DataDir {
     /// Makes or opens the folder, locks it, and checks that what it holds is ours.
     ///
-    /// `wal_dir` is the log's folder if it is not below `data_dir`. Nothing is written to a folder of somebody else,
-    /// except the lock file.
+    /// `wal_dir` is the log's folder if it is not below `data_dir`. Nothing is written to a folder of somebody else.
     pub fn open(data_dir: &Path, wal_dir: Option<&Path>) -> Result<DataDir> {
         make_folder(data_dir, "data-dir")?;
         let member = data_dir.join("member");
         let wal = wal_dir.map_or_else(|| member.join("wal"), Path::to_owned);
-        let lock = take_lock(data_dir)?;
+        refuse_foreign_data(&member, &wal)?;
         let dir = DataDir {
             member,
             wal,
-            _lock: lock,
+            _lock: take_lock(data_dir)?,
         };
-        dir.refuse_foreign_data()?;
         make_folder(&dir.member, "data-dir")?;
         make_folder(&dir.member.join("snap"), "data-dir")?;
         make_folder(
@@ -261,41 +260,41 @@ impl DataDir {
     fn reserve_path(&self) -> PathBuf {
         self.member.join("reserve")
     }
+}
 
-    fn refuse_foreign_data(&self) -> Result<()> {
-        let meta = self.meta_path();
-        if meta.exists() {
-            return Ok(());
+/// Refuses a folder that holds a log or a database and no `meta`.
+fn refuse_foreign_data(member: &Path, wal: &Path) -> Result<()> {
+    let meta = member.join("meta");
+    if meta.exists() {
+        return Ok(());
+    }
+    let database = member.join("snap").join("db");
+    if database.exists() {
+        return Err(Error::EtcdData { found: database });
+    }
+    for file in fs::read_dir(wal).into_iter().flatten().flatten() {
+        if is_etcd_wal_name(&file.file_name().to_string_lossy()) && !holds_our_log(&file.path()) {
+            return Err(Error::EtcdData { found: file.path() });
         }
-        let database = self.member.join("snap").join("db");
-        if database.exists() {
-            return Err(Error::EtcdData { found: database });
-        }
-        for file in fs::read_dir(&self.wal).into_iter().flatten().flatten() {
-            if is_etcd_wal_name(&file.file_name().to_string_lossy()) && !holds_our_log(&file.path())
-            {
-                return Err(Error::EtcdData { found: file.path() });
-            }
-            if file
-                .path()
-                .extension()
-                .is_some_and(|extension| extension == "wal")
-            {
-                return Err(Error::MetaMissing {
-                    found: file.path(),
-                    meta,
-                });
-            }
-        }
-        let current = self.member.join("CURRENT");
-        if current.exists() {
+        if file
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == "wal")
+        {
             return Err(Error::MetaMissing {
-                found: current,
+                found: file.path(),
                 meta,
             });
         }
-        Ok(())
     }
+    let current = member.join("CURRENT");
+    if current.exists() {
+        return Err(Error::MetaMissing {
+            found: current,
+            meta,
+        });
+    }
+    Ok(())
 }
 
 /// Whether the name is `<sequence>-<index>.wal` in 16 hex digits each, as etcd writes it.
@@ -492,6 +491,8 @@ fn unwritable(action: &'static str, path: &Path, source: io::Error, flag: &'stat
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     const META: Meta = Meta {
@@ -637,7 +638,7 @@ mod tests {
                 text.contains("belongs to etcd") && text.contains("etcdctl snapshot save"),
                 "{text}"
             );
-            assert!(!root.path().join("member/meta").exists());
+            assert!(!root.path().join("LOCK").exists());
         }
     }
 

@@ -5,3 +5,4 @@ pub mod data_dir;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+pub mod tls;

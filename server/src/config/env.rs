@@ -7,8 +7,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::Error;
-use super::flags::{FLAGS, REMOVED, Settings, Successor};
+use super::flags::FLAGS;
 use super::notice::Notice;
+use super::removed::{REMOVED, Successor};
+use super::settings::Settings;
 
 /// Variables with the prefix that other parts of an installation read.
 const OF_OTHERS: &[&str] = &["ETCD_UNSUPPORTED_ARCH"];

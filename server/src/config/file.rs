@@ -9,8 +9,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::Error;
-use super::flags::{FLAGS, Flag, REMOVED, Settings, Successor};
+use super::flags::{FLAGS, Flag};
 use super::notice::Notice;
+use super::removed::{REMOVED, Successor};
+use super::settings::Settings;
 
 /// Reads the file into settings that hold nothing else.
 pub(super) fn read(path: &Path) -> Result<Settings, Error> {
@@ -88,7 +90,8 @@ fn read_key(path: &Path, settings: &mut Settings, key: String, value: Value) -> 
         for (inner, value) in nested {
             read_key(path, settings, format!("{key}.{inner}"), value)?;
         }
-    } else {
+    } else if !value.is_null() {
+        // A group whose keys are all commented out is null.
         settings.notices.push(Notice::UnknownKey { key });
     }
     Ok(())
@@ -172,7 +175,9 @@ mod tests {
 
     #[test]
     fn keys_match_in_any_case_and_null_is_the_default() {
-        let (config, notices) = config("Name: a\nDATA-DIR: /d\nwal-dir: null\nwal-dir-typo: 1\n");
+        let (config, notices) = config(
+            "Name: a\nDATA-DIR: /d\nwal-dir: null\nclient-transport-security:\nwal-dir-typo: 1\n",
+        );
         assert_eq!(config.name, "a");
         assert_eq!(config.data_dir, Path::new("/d"));
         assert_eq!(config.wal_dir, None);

@@ -1,20 +1,17 @@
-//! The table of settings: one row for each flag, and the reading of a command line against it.
+//! The table of settings: one row for each flag.
 //!
 //! A row names the flag, the field it sets, its default as text, its key in a config file, and whether it is in force.
-//! Everything else about a setting is derived: the `ETCD_*` variable, the help, the default [`Config`]. The syntax is that
-//! of Go's flag package: one or two dashes, `-x=v` or `-x v`, booleans need `=` for a value, the last one wins.
+//! Everything else about a setting is derived: the `ETCD_*` variable, the help, the default [`Config`].
 //! Source: etcd 3.7 server/etcdmain, server/embed; `tests/fixtures/etcd-flags.json` holds its names, types and defaults.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::notice::Notice;
 use super::url::{Url, parse_urls};
 use super::{
-    AutoCompactionMode, ClusterState, Config, Error, FeatureGates, LogFormat, LogLevel,
-    MetricsLevel, StorageEngine, TlsFiles, TlsVersion, value,
+    AutoCompactionMode, ClusterState, Config, FeatureGates, LogFormat, LogLevel, MetricsLevel,
+    StorageEngine, TlsFiles, TlsVersion, value,
 };
 
 /// One setting.
@@ -140,7 +137,7 @@ impl Flag {
     }
 
     /// Reads `text` into the setting's field. The error says what was expected.
-    fn set(&self, config: &mut Config, text: &str) -> Result<(), String> {
+    pub(super) fn set(&self, config: &mut Config, text: &str) -> Result<(), String> {
         match self.target {
             Target::Bool(field) => *field(config) = value::parse_bool(text)?,
             Target::Uint(field) => *field(config) = value::parse_u64(text)?,
@@ -474,391 +471,16 @@ pub static FLAGS: &[Flag] = &[
     Flag::new(VERSION, "false", Target::Checked(Form::Bool), "Print the version and exit.").not_in_file().section(Section::Misc),
 ];
 
-const CONFIG_FILE: &str = "config-file";
-const VERSION: &str = "version";
+pub(super) const CONFIG_FILE: &str = "config-file";
+pub(super) const VERSION: &str = "version";
 
-/// Flags of the distant past: accepted as booleans, without effect.
-const IGNORED: &[&str] = &[
-    "cluster-active-size",
-    "cluster-remove-delay",
-    "cluster-sync-interval",
-    "config",
-    "force",
-    "max-result-buffer",
-    "max-retry-attempts",
-    "peer-heartbeat-interval",
-    "peer-election-timeout",
-    "retry-interval",
-    "snapshot",
-    "v",
-    "vv",
-    "test.coverprofile",
-    "test.outputdir",
-];
-
-/// A flag of an older release, and what became of it.
-pub(super) struct Removed {
-    pub(super) name: &'static str,
-    pub(super) removed_in: &'static str,
-    pub(super) successor: Successor,
-}
-
-impl Removed {
-    /// The environment variable that set it.
-    pub(super) fn variable(&self) -> String {
-        variable(self.name)
-    }
-}
-
-/// What a removed flag is read as.
-pub(super) enum Successor {
-    /// Another flag with the same values.
-    Flag(&'static str),
-    /// A feature gate, where the flag was a boolean.
-    Gate(&'static str),
-    /// Nothing: the advice says what to write.
-    None(&'static str),
-}
-
-const fn renamed(name: &'static str, successor: &'static str) -> Removed {
-    Removed {
-        name,
-        removed_in: "3.7",
-        successor: Successor::Flag(successor),
-    }
-}
-
-const fn gated(name: &'static str, gate: &'static str) -> Removed {
-    Removed {
-        name,
-        removed_in: "3.7",
-        successor: Successor::Gate(gate),
-    }
-}
-
-const fn gone(name: &'static str, removed_in: &'static str, advice: &'static str) -> Removed {
-    Removed {
-        name,
-        removed_in,
-        successor: Successor::None(advice),
-    }
-}
-
-const NO_PROXY: &str = "the v2 proxy no longer exists; remove the flag";
-const NO_V2: &str = "the v2 API no longer exists; remove the flag";
-const NO_V2_DISCOVERY: &str = "use --initial-cluster to list the members";
-
-/// Flags of older releases, in the order they left.
-pub(super) static REMOVED: &[Removed] = &[
-    gone(
-        "ca-file",
-        "3.4",
-        "use --trusted-ca-file and --client-cert-auth",
-    ),
-    gone(
-        "peer-ca-file",
-        "3.4",
-        "use --peer-trusted-ca-file and --peer-client-cert-auth",
-    ),
-    gone("debug", "3.5", "use --log-level=debug"),
-    gone("log-output", "3.5", "use --log-outputs"),
-    gone("log-package-levels", "3.5", "use --log-level"),
-    gone("enable-v2", "3.6", NO_V2),
-    gone("experimental-enable-v2v3", "3.6", NO_V2),
-    gone("proxy", "3.6", NO_PROXY),
-    gone("proxy-failure-wait", "3.6", NO_PROXY),
-    gone("proxy-refresh-interval", "3.6", NO_PROXY),
-    gone("proxy-dial-timeout", "3.6", NO_PROXY),
-    gone("proxy-write-timeout", "3.6", NO_PROXY),
-    gone("proxy-read-timeout", "3.6", NO_PROXY),
-    gone("discovery", "3.7", NO_V2_DISCOVERY),
-    gone("discovery-proxy", "3.7", NO_V2_DISCOVERY),
-    Removed {
-        name: "experimental-backend-bbolt-freelist-type",
-        removed_in: "3.5",
-        successor: Successor::Flag("backend-bbolt-freelist-type"),
-    },
-    Removed {
-        name: "experimental-max-learners",
-        removed_in: "3.6",
-        successor: Successor::Flag("max-learners"),
-    },
-    renamed(
-        "experimental-bootstrap-defrag-threshold-megabytes",
-        "bootstrap-defrag-threshold-megabytes",
-    ),
-    renamed(
-        "experimental-compact-hash-check-time",
-        "compact-hash-check-time",
-    ),
-    renamed(
-        "experimental-compaction-batch-limit",
-        "compaction-batch-limit",
-    ),
-    renamed(
-        "experimental-compaction-sleep-interval",
-        "compaction-sleep-interval",
-    ),
-    renamed("experimental-corrupt-check-time", "corrupt-check-time"),
-    renamed(
-        "experimental-distributed-tracing-address",
-        "distributed-tracing-address",
-    ),
-    renamed(
-        "experimental-distributed-tracing-instance-id",
-        "distributed-tracing-instance-id",
-    ),
-    renamed(
-        "experimental-distributed-tracing-sampling-rate",
-        "distributed-tracing-sampling-rate",
-    ),
-    renamed(
-        "experimental-distributed-tracing-service-name",
-        "distributed-tracing-service-name",
-    ),
-    renamed("experimental-downgrade-check-time", "downgrade-check-time"),
-    renamed(
-        "experimental-enable-distributed-tracing",
-        "enable-distributed-tracing",
-    ),
-    renamed("experimental-memory-mlock", "memory-mlock"),
-    renamed(
-        "experimental-peer-skip-client-san-verification",
-        "peer-skip-client-san-verification",
-    ),
-    renamed(
-        "experimental-snapshot-catchup-entries",
-        "snapshot-catchup-entries",
-    ),
-    renamed(
-        "experimental-warning-apply-duration",
-        "warning-apply-duration",
-    ),
-    renamed(
-        "experimental-warning-unary-request-duration",
-        "warning-unary-request-duration",
-    ),
-    renamed(
-        "experimental-watch-progress-notify-interval",
-        "watch-progress-notify-interval",
-    ),
-    gated(
-        "experimental-compact-hash-check-enabled",
-        "CompactHashCheck",
-    ),
-    gated("experimental-enable-lease-checkpoint", "LeaseCheckpoint"),
-    gated(
-        "experimental-enable-lease-checkpoint-persist",
-        "LeaseCheckpointPersist",
-    ),
-    gated("experimental-initial-corrupt-check", "InitialCorruptCheck"),
-    gated(
-        "experimental-stop-grpc-service-on-defrag",
-        "StopGRPCServiceOnDefrag",
-    ),
-    gated(
-        "experimental-txn-mode-write-with-shared-buffer",
-        "TxnModeWriteWithSharedBuffer",
-    ),
-];
-
-fn variable(flag: &str) -> String {
+pub(super) fn variable(flag: &str) -> String {
     format!("ETCD_{}", flag.to_uppercase().replace('-', "_"))
 }
 
 /// The flag of that name.
 pub fn find(name: &str) -> Option<&'static Flag> {
     FLAGS.iter().find(|flag| flag.name == name)
-}
-
-/// What a command line asks for, before its values are read.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Request {
-    Run,
-    Help,
-    Version,
-}
-
-/// Values given so far, as text, by the name of their flag.
-pub(super) struct Settings {
-    values: BTreeMap<&'static str, String>,
-    /// Values given under the name of a removed flag; they count when the successor was not given itself.
-    old: BTreeMap<&'static str, String>,
-    pub(super) notices: Vec<Notice>,
-}
-
-impl Settings {
-    pub(super) fn new() -> Settings {
-        Settings {
-            values: BTreeMap::new(),
-            old: BTreeMap::new(),
-            notices: Vec::new(),
-        }
-    }
-
-    /// Whether the flag was given under its own name.
-    pub(super) fn is_given(&self, name: &str) -> bool {
-        self.values.contains_key(name)
-    }
-
-    pub(super) fn config_file(&self) -> Option<PathBuf> {
-        self.values
-            .get(CONFIG_FILE)
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-    }
-
-    pub(super) fn give(&mut self, flag: &'static Flag, value: String) {
-        self.values.insert(flag.name, value);
-    }
-
-    pub(super) fn give_old(&mut self, removed: &'static Removed, value: String) {
-        self.old.insert(removed.name, value);
-    }
-
-    /// Reads a command line without the program's name.
-    pub(super) fn read_args(
-        &mut self,
-        args: impl IntoIterator<Item = OsString>,
-    ) -> Result<Request, Error> {
-        let mut args = args.into_iter().map(|arg| {
-            arg.into_string().map_err(|arg| Error::NotUtf8 {
-                argument: arg.to_string_lossy().into_owned(),
-            })
-        });
-        while let Some(arg) = args.next().transpose()? {
-            let dashless = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-'));
-            let Some(body) = dashless.filter(|_| arg != "-") else {
-                return Err(Error::Positional { argument: arg });
-            };
-            if body.is_empty() {
-                // `--` ends the flags.
-                return match args.next().transpose()? {
-                    Some(argument) => Err(Error::Positional { argument }),
-                    None => Ok(self.request()),
-                };
-            }
-            let (name, inline) = match body.split_once('=') {
-                Some((name, value)) => (name, Some(value.to_owned())),
-                None => (body, None),
-            };
-            if matches!(name, "h" | "help") {
-                return Ok(Request::Help);
-            }
-            if IGNORED.contains(&name) {
-                self.notices.push(Notice::Ignored {
-                    flag: name.to_owned(),
-                });
-                continue;
-            }
-            let value = |is_bool: bool| match inline {
-                Some(value) => Ok(value),
-                None if is_bool => Ok("true".to_owned()),
-                None => args.next().transpose()?.ok_or_else(|| Error::MissingValue {
-                    flag: name.to_owned(),
-                }),
-            };
-            if let Some(flag) = find(name) {
-                let value = value(flag.is_bool())?;
-                // Every occurrence is checked, as Go does, although only the last one counts.
-                flag.check(&value)
-                    .map_err(|why| Error::invalid(name, &value, why))?;
-                self.give(flag, value);
-            } else if let Some(removed) = REMOVED.iter().find(|removed| removed.name == name) {
-                let is_bool = match removed.successor {
-                    Successor::Flag(successor) => find(successor).is_some_and(Flag::is_bool),
-                    Successor::Gate(_) => true,
-                    Successor::None(advice) => {
-                        let advice = advice.to_owned();
-                        return Err(Error::RemovedFlag {
-                            flag: removed.name,
-                            removed_in: removed.removed_in,
-                            advice,
-                        });
-                    }
-                };
-                let value = value(is_bool)?;
-                self.give_old(removed, value);
-            } else {
-                return Err(Error::UnknownFlag {
-                    flag: name.to_owned(),
-                    suggestion: nearest(name),
-                });
-            }
-        }
-        Ok(self.request())
-    }
-
-    fn request(&self) -> Request {
-        match self
-            .values
-            .get(VERSION)
-            .map(|value| value::parse_bool(value))
-        {
-            Some(Ok(true)) => Request::Version,
-            _ => Request::Run,
-        }
-    }
-
-    /// Reads all values into a [`Config`]. Its dependent defaults are not filled in yet.
-    pub(super) fn finish(mut self) -> Result<(Config, Vec<Notice>), Error> {
-        self.resolve_old_names();
-        let mut config = defaults();
-        for flag in FLAGS {
-            let Some(text) = self.values.get(flag.name) else {
-                continue;
-            };
-            flag.set(&mut config, text)
-                .map_err(|why| Error::invalid(flag.name, text, why))?;
-            config.given.insert(flag.name);
-            match flag.status {
-                Status::Used => {}
-                // Installers write defaults out; a value that is the default asks for nothing.
-                Status::Accepted(_) if text == flag.default => {}
-                Status::Accepted(why) => self.notices.push(Notice::NoEffect {
-                    flag: flag.name,
-                    why,
-                }),
-                Status::Deprecated => self.notices.push(Notice::Deprecated { flag: flag.name }),
-            }
-        }
-        Ok((config, self.notices))
-    }
-
-    /// Moves values that were given under old names to their successors.
-    fn resolve_old_names(&mut self) {
-        for removed in REMOVED {
-            let Some(value) = self.old.remove(removed.name) else {
-                continue;
-            };
-            match removed.successor {
-                Successor::Flag(new) if self.values.contains_key(new) => {
-                    self.notices.push(Notice::OldNameIgnored {
-                        old: removed.name,
-                        new,
-                    });
-                }
-                Successor::Flag(new) => {
-                    self.values.insert(new, value);
-                    self.notices.push(Notice::Replaced {
-                        old: removed.name,
-                        new: new.to_owned(),
-                    });
-                }
-                Successor::Gate(gate) => {
-                    // A gate named in --feature-gates itself stands later in the list, and so wins.
-                    let gates = self.values.entry("feature-gates").or_default();
-                    *gates = format!("{gate}={value},{gates}");
-                    let new = format!("feature-gates={gate}={value}");
-                    self.notices.push(Notice::Replaced {
-                        old: removed.name,
-                        new,
-                    });
-                }
-                Successor::None(_) => {}
-            }
-        }
-    }
 }
 
 /// A [`Config`] in which every field has the default of its row.
@@ -933,31 +555,4 @@ pub(super) fn defaults() -> Config {
         }
     }
     config
-}
-
-/// The known flag with the nearest name, if one is near enough to be meant.
-fn nearest(name: &str) -> Option<&'static str> {
-    let candidates = FLAGS
-        .iter()
-        .map(|flag| (edit_distance(name, flag.name), flag.name));
-    candidates
-        .min()
-        .filter(|(distance, _)| *distance <= 1 + name.chars().count() / 4)
-        .map(|(_, flag)| flag)
-}
-
-/// Insertions, deletions and replacements that turn `a` into `b`.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -92,6 +92,8 @@ impl Gate {
 #[derive(Clone, PartialEq, Eq)]
 pub struct FeatureGates {
     enabled: [bool; Gate::ALL.len()],
+    all_alpha: bool,
+    all_beta: bool,
 }
 
 impl FeatureGates {
@@ -99,12 +101,27 @@ impl FeatureGates {
     pub fn enabled(&self, gate: Gate) -> bool {
         self.enabled[gate as usize]
     }
+
+    /// Every switch as `etcd_server_feature_enabled` shows it: name, stage, and whether it is on. `AllAlpha` and
+    /// `AllBeta` are among them, on only if they were given so.
+    pub fn switches(&self) -> impl Iterator<Item = (&'static str, Stage, bool)> + '_ {
+        let stages = [
+            ("AllAlpha", Stage::Alpha, self.all_alpha),
+            ("AllBeta", Stage::Beta, self.all_beta),
+        ];
+        let gates = Gate::ALL
+            .into_iter()
+            .map(|gate| (gate.name(), gate.stage(), self.enabled(gate)));
+        stages.into_iter().chain(gates)
+    }
 }
 
 impl Default for FeatureGates {
     fn default() -> Self {
         FeatureGates {
             enabled: Gate::ALL.map(|gate| gate.stage() == Stage::Beta),
+            all_alpha: false,
+            all_beta: false,
         }
     }
 }
@@ -137,8 +154,14 @@ impl FromStr for FeatureGates {
             let value =
                 parse_bool(value).map_err(|why| format!("gate {name}: {value:?}: {why}"))?;
             let stage = match name {
-                "AllAlpha" => Stage::Alpha,
-                "AllBeta" => Stage::Beta,
+                "AllAlpha" => {
+                    gates.all_alpha = value;
+                    Stage::Alpha
+                }
+                "AllBeta" => {
+                    gates.all_beta = value;
+                    Stage::Beta
+                }
                 _ => {
                     let Some(gate) = Gate::ALL.into_iter().find(|gate| gate.name() == name) else {
                         let known = Gate::ALL.map(Gate::name).join(", ");
@@ -188,6 +211,16 @@ mod tests {
             assert!(gates.enabled(Gate::InitialCorruptCheck), "{text}");
             assert!(!gates.enabled(Gate::LeaseCheckpoint), "{text}");
         }
+    }
+
+    #[test]
+    fn switches_show_stages_beside_gates() {
+        let gates: FeatureGates = "AllBeta=true,FastLeaseKeepAlive=false".parse().unwrap();
+        let switches: Vec<_> = gates.switches().collect();
+        assert_eq!(switches.len(), Gate::ALL.len() + 2);
+        assert!(switches.contains(&("AllAlpha", Stage::Alpha, false)));
+        assert!(switches.contains(&("AllBeta", Stage::Beta, true)));
+        assert!(switches.contains(&("FastLeaseKeepAlive", Stage::Beta, false)));
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub mod flags;
 mod gates;
 mod help;
 mod notice;
+mod removed;
+mod settings;
 mod url;
 mod validate;
 mod value;
@@ -553,11 +555,11 @@ pub fn load(
     args: impl IntoIterator<Item = std::ffi::OsString>,
     variables: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
 ) -> Result<Invocation, Error> {
-    let mut settings = flags::Settings::new();
+    let mut settings = settings::Settings::new();
     match settings.read_args(args)? {
-        flags::Request::Help => return Ok(Invocation::Help),
-        flags::Request::Version => return Ok(Invocation::Version),
-        flags::Request::Run => {}
+        settings::Request::Help => return Ok(Invocation::Help),
+        settings::Request::Version => return Ok(Invocation::Version),
+        settings::Request::Run => {}
     }
     let variables: Vec<_> = variables.into_iter().collect();
     let file = settings

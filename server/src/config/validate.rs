@@ -128,12 +128,12 @@ impl Config {
     }
 
     fn validate_tls(&self, notices: &mut Vec<Notice>) -> Result<(), Error> {
-        if let Some(max) = self.tls_max_version {
-            if self.tls_min_version == TlsVersion::Tls13 && max == TlsVersion::Tls12 {
-                return conflict(
-                    "--tls-min-version=TLS1.3 is above --tls-max-version=TLS1.2; lower the one or raise the other",
-                );
-            }
+        if (self.tls_min_version, self.tls_max_version)
+            == (TlsVersion::Tls13, Some(TlsVersion::Tls12))
+        {
+            return conflict(
+                "--tls-min-version=TLS1.3 is above --tls-max-version=TLS1.2; lower the one or raise the other",
+            );
         }
         if self.tls_min_version == TlsVersion::Tls13 && !self.cipher_suites.is_empty() {
             return conflict(

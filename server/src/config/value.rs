@@ -91,7 +91,8 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
                 return Err(refused());
             }
             digit_nanos /= 10;
-            nanos += u128::from(digit - b'0') * digit_nanos;
+            let part = u128::from(digit - b'0') * digit_nanos;
+            nanos = nanos.checked_add(part).ok_or_else(refused)?;
         }
         rest = tail;
     }
@@ -160,7 +161,17 @@ mod tests {
         check(".5ms", 500_000);
         check("2h", 7_200_000_000_000);
         check("3µs", 3_000);
-        for text in ["", "5", "-1s", "1d", "s", ".s", "1s5", "99999999h"] {
+        for text in [
+            "",
+            "5",
+            "-1s",
+            "1d",
+            "s",
+            ".s",
+            "1s5",
+            "99999999h",
+            "340282366920938463463374607431768211.999us",
+        ] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
     }

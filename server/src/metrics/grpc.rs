@@ -34,7 +34,7 @@ const BIDI_STREAM: &str = "bidi_stream";
 
 const METHOD_LABELS: &[&str] = &["grpc_type", "grpc_service", "grpc_method"];
 
-/// Every method that etcd registers: service, kind, names.
+/// Every method: service, kind, names. etcd shows those of Lock and Election from their first call on; here they begin at 0.
 const METHODS: &[(&str, &str, &[&str])] = &[
     (
         "etcdserverpb.KV",

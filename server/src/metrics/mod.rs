@@ -21,7 +21,7 @@ pub use self::table::{
     DebuggingMetrics, DiskMetrics, HttpMetrics, MvccMetrics, NetworkMetrics, OwnMetrics,
     ServerMetrics,
 };
-use crate::config::{Config, ETCD_VERSION, Gate, MetricsLevel};
+use crate::config::{Config, ETCD_VERSION, MetricsLevel};
 
 /// Every metric of a member. Clone a handle (each metric is one) to keep it elsewhere.
 pub struct Metrics {
@@ -55,14 +55,12 @@ impl Metrics {
             .version
             .with_label_values(&[ETCD_VERSION])
             .set(1);
-        for gate in Gate::ALL {
-            let enabled = config.feature_gates.enabled(gate);
-            let labels = [gate.name(), gate.stage().label()];
-            metrics
+        for (name, stage, enabled) in config.feature_gates.switches() {
+            let gauge = metrics
                 .server
                 .feature_enabled
-                .with_label_values(&labels)
-                .set(i64::from(enabled));
+                .with_label_values(&[name, stage.label()]);
+            gauge.set(i64::from(enabled));
         }
         let quota = config.quota_bytes().unwrap_or(0);
         metrics
