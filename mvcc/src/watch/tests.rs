@@ -664,7 +664,7 @@ fn large_response_is_split_where_etcd_splits_it() {
 }
 
 #[test]
-fn encoded_parts_join_to_the_message() {
+fn encoded_response_is_the_message() {
     let world = World::new();
     let stream = world.stream();
     stream.create(WatchCreate {
@@ -678,11 +678,16 @@ fn encoded_parts_join_to_the_message() {
     stream.cancel(0);
     stream.refuse("no");
     outputs.extend(world.drain(&stream));
-    assert_eq!(outputs.len(), 8);
+    outputs.push(WatchOutput {
+        compact_revision: 7,
+        fragment: true,
+        ..outputs[0].clone()
+    });
+    assert_eq!(outputs.len(), 9);
     for output in outputs {
-        let (head, events) = output.to_bytes(&header());
-        let message = output.to_response(&header());
-        assert_eq!([head, events].concat(), message.encode_to_vec());
+        let mut encoded = Vec::new();
+        output.encode(&header(), &mut encoded);
+        assert_eq!(encoded, output.to_response(&header()).encode_to_vec());
     }
 }
 
