@@ -325,38 +325,31 @@ impl WatchStream {
     pub async fn next(&self) -> Result<WatchOutput> {
         loop {
             let notified = self.shared.signal.notify.notified();
+            let tick_at = self.next_tick();
             if let Some(output) = self.try_next()? {
                 return Ok(output);
             }
-            match self.next_tick() {
+            match tick_at {
                 Some(at) => tokio::select! {
                     () = notified => {}
-                    () = tokio::time::sleep_until(at) => self.begin_tick(),
+                    () = tokio::time::sleep_until(at) => {}
                 },
                 None => notified.await,
             }
         }
     }
 
-    /// When the next progress tick is due; the ticks are those of the stream, not of a watcher.
+    /// Begins the progress tick if one is due, also on a stream that is never idle, and says when the next
+    /// one is. The ticks are those of the stream, not of a watcher; the ones nobody saw are not made up for.
     fn next_tick(&self) -> Option<Instant> {
         let mut state = self.shared.state.lock();
         if state.progress_watchers == 0 {
             return None;
         }
-        let (now, interval) = (Instant::now(), self.shared.options.progress_interval);
-        if state.tick_at + interval <= now {
-            // Ticks passed while nobody wanted them.
-            let missed = (now - state.tick_at).as_nanos() / interval.as_nanos().max(1);
-            state.tick_at += interval * u32::try_from(missed).unwrap_or(u32::MAX);
+        if state.pass_ticks(self.shared.options.progress_interval) {
+            state.tick_due = true;
         }
         Some(state.tick_at)
-    }
-
-    fn begin_tick(&self) {
-        let mut state = self.shared.state.lock();
-        state.tick_due = true;
-        state.tick_at += self.shared.options.progress_interval;
     }
 }
 
@@ -440,6 +433,10 @@ impl Shared {
         let slot = state.index.get_or_insert_with(&create.range, BTreeMap::new);
         state.index.get_mut(slot).insert(id, watcher);
         state.slots.insert(id, slot);
+        if state.progress_watchers == 0 {
+            // Ticks from before anyone wanted them.
+            state.pass_ticks(self.options.progress_interval);
+        }
         state.progress_watchers += usize::from(create.progress_notify);
         self.slow_watchers(1);
         // Nearly always live at once. A watcher with a past takes its turn when responses are taken.
@@ -654,6 +651,17 @@ impl Shared {
 }
 
 impl StreamState {
+    /// Sets the next tick into the future; whether one or more have passed.
+    fn pass_ticks(&mut self, interval: Duration) -> bool {
+        let now = Instant::now();
+        if now < self.tick_at {
+            return false;
+        }
+        let passed = (now - self.tick_at).as_nanos() / interval.as_nanos().max(1) + 1;
+        self.tick_at += interval * u32::try_from(passed).unwrap_or(u32::MAX);
+        true
+    }
+
     fn free_id(&mut self) -> i64 {
         while self.slots.contains_key(&self.next_id) {
             self.next_id += 1;

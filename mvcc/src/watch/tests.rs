@@ -826,6 +826,24 @@ async fn next_waits_for_events_and_ticks_by_itself() {
     assert_eq!(line(&stream.next().await.unwrap()), "1@2:");
 }
 
+#[tokio::test]
+async fn busy_stream_ticks_for_its_idle_watchers() {
+    let world = World::new();
+    let stream = world.stream();
+    stream.create(watch("a", "", 0));
+    stream.create(WatchCreate {
+        progress_notify: true,
+        ..watch("b", "", 0)
+    });
+    let mut told = String::new();
+    while !told.starts_with("1@") || told.contains("created") {
+        world.put("a", "v");
+        world.put("a", "v");
+        told = line(&stream.next().await.unwrap());
+    }
+    assert!(told.ends_with(':'), "{told} is progress");
+}
+
 #[test]
 fn watcher_registered_while_the_writer_asks_misses_nothing() {
     let world = World::new();
