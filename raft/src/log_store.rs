@@ -533,19 +533,18 @@ impl RaftLogReader<TypeConfig> for LogStore {
         Ok(self.shared.state.lock().vote)
     }
 
+    /// The last log id of each term in the range. (The words of the trait ask for the first ones;
+    /// openraft's own implementation, its users and its suite have the last.)
     async fn get_key_log_ids(&mut self, range: RangeInclusive<LogId>) -> io::Result<Vec<LogId>> {
         let (from, to) = (index_of(Some(range.start())), index_of(Some(range.end())));
         let state = self.shared.state.lock();
-        let mut keys = vec![*range.start()];
-        for (first, term) in &state.terms {
-            if from < *first && *first <= to && *term != keys[keys.len() - 1].leader_id.term {
-                keys.extend(raft_log_id(*first, *term));
-            }
-        }
-        if keys.last() != Some(range.end()) {
-            keys.push(*range.end());
-        }
-        Ok(keys)
+        let nexts = state.terms.iter().skip(1).map(|(first, _)| *first);
+        let ends = nexts.chain([state.last_index() + 1]).map(|next| next - 1);
+        let runs = state.terms.iter().zip(ends);
+        let touched = runs.filter(|((first, _), end)| from <= *end && *first <= to);
+        Ok(touched
+            .filter_map(|((_, term), end)| raft_log_id(end.min(to), *term))
+            .collect())
     }
 }
 

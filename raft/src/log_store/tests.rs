@@ -176,7 +176,7 @@ async fn a_restart_finds_entries_vote_and_commit_mark() {
     let keys = log.get_key_log_ids(first_and_last).await.unwrap();
     assert_eq!(
         keys.into_iter().map(Some).collect::<Vec<_>>(),
-        [raft_log_id(1, 1), raft_log_id(6, 2)]
+        [raft_log_id(5, 1), raft_log_id(6, 2)]
     );
     wal.close().unwrap();
 }
