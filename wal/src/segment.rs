@@ -39,7 +39,7 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 pub(crate) const EXTENSION: &str = "wal";
 
 const MAGIC: [u8; 8] = *b"kvd-wal\n";
-const ZEROS: [u8; ZERO_CHUNK] = [0; ZERO_CHUNK];
+static ZEROS: [u8; ZERO_CHUNK] = [0; ZERO_CHUNK];
 const ZERO_CHUNK: usize = 256 * 1024;
 /// Zeros written between two fsyncs while a segment is prepared, so that the log's own fsync never waits for 64 MiB.
 const ZERO_SYNC_BYTES: u64 = 8 * 1024 * 1024;

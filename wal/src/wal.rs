@@ -27,7 +27,9 @@ use crate::state::{Bounds, LogState, OutOfOrder};
 use crate::writer::{IDLE_MOMENT, Preparation, Step, Writer};
 
 /// Smallest segment: header, state records and a little room.
-const SEGMENT_BYTES_MIN: u64 = 16 * 1024;
+const SEGMENT_BYTES_MIN: u64 = 16 << 10;
+/// Largest segment; what is larger is zeroed too long and keeps too many purged entries.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// Where the log lives and how much it may take.
 #[derive(Clone, Debug)]
@@ -54,10 +56,12 @@ impl Config {
     }
 
     fn validate(&self) -> Result<()> {
-        if self.segment_bytes < SEGMENT_BYTES_MIN || !self.segment_bytes.is_multiple_of(4096) {
+        let range = SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX;
+        if !range.contains(&self.segment_bytes) || !self.segment_bytes.is_multiple_of(4096) {
             return Err(Error::SegmentSize {
                 segment_bytes: self.segment_bytes,
                 min: SEGMENT_BYTES_MIN,
+                max: SEGMENT_BYTES_MAX,
             });
         }
         Ok(())
@@ -210,7 +214,7 @@ impl Shared {
 /// Who drives the writer.
 enum Driver {
     Thread(Mutex<Option<JoinHandle<()>>>),
-    Stepped(Mutex<Writer>),
+    Stepped(Box<Mutex<Writer>>),
 }
 
 struct Handle {
@@ -314,7 +318,7 @@ impl Wal {
         Wal {
             handle: Arc::new(Handle {
                 shared,
-                driver: Driver::Stepped(Mutex::new(writer)),
+                driver: Driver::Stepped(Box::new(Mutex::new(writer))),
             }),
         }
     }

@@ -258,11 +258,12 @@ impl Writer {
     /// When there is something to do although nothing is queued: how long to wait for better things first.
     pub(crate) fn wake_after(&self) -> Option<Duration> {
         if self.has_unproven() {
-            Some(IDLE_MOMENT)
-        } else if let PreparationState::Failed(_) = self.preparation.state {
-            Some(PREPARATION_RETRY)
-        } else {
-            None
+            return Some(IDLE_MOMENT);
+        }
+        match self.preparation.state {
+            // Someone who stops appending because of a full disk waits for this to pass without another batch.
+            PreparationState::Running(_) | PreparationState::Failed(_) => Some(PREPARATION_RETRY),
+            PreparationState::None | PreparationState::Ready(_) => None,
         }
     }
 
@@ -312,15 +313,16 @@ impl Writer {
 
     /// Writes as many of the records in `items` as the segment takes, and puts the rest back into the queue.
     fn write_batch(&mut self, items: &mut VecDeque<Item>) -> Result<()> {
-        if let Some(Item::Append { records, .. }) = items.front()
-            && let Some(first) = records.front()
-        {
-            let need = first.encoded_len() as u64;
-            if need > self.tail.room() {
-                self.rotate(need)?;
-            }
+        let first = match items.front() {
+            Some(Item::Append { records, .. }) => records
+                .front()
+                .map_or(0, |record| record.encoded_len() as u64),
+            _ => 0,
+        };
+        if first > self.tail.room() {
+            self.rotate(first)?;
         }
-        let mut selection = select(items, self.tail.room());
+        let mut selection = select(items, self.tail.room().min(BATCH_BYTES_MAX.max(first)));
         if !items.is_empty() {
             let mut queue = self.shared.queue.lock();
             while let Some(item) = items.pop_back() {

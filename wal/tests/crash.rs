@@ -43,8 +43,13 @@ fn check_recovery(fs: &FaultFs, history: &History) -> Result<usize, String> {
 
 /// The log takes records again, and keeps them over another start.
 fn check_goes_on(fs: &FaultFs) {
-    let Ok((wal, recovered)) = open(fs) else {
-        return;
+    let (wal, recovered) = match open(fs) {
+        // The power failed before there was a log: making one starts over.
+        Err(Error::NotFound { .. }) => {
+            drop(create(fs).expect("what an unfinished log left is no obstacle"));
+            open(fs).expect("the log was made")
+        }
+        opened => opened.expect("this was opened before"),
     };
     let mut expected = Model::of(&wal, &recovered);
     let next = match (recovered.entries.last(), recovered.purged) {

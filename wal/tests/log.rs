@@ -6,6 +6,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kv_wal::fs::{Fault, FaultFs, Fs, OperationKind, RealFs};
@@ -28,6 +29,14 @@ fn indexes(wal: &Wal, from: u64, to: u64, max_bytes: u64) -> Vec<u64> {
         .into_iter()
         .map(|(index, ..)| index)
         .collect()
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not seen in time: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
@@ -475,6 +484,21 @@ fn a_full_disk_shows_before_it_hurts_and_passes_when_there_is_room() {
 }
 
 #[test]
+fn a_full_disk_passes_although_nobody_appends() {
+    let fs = disk();
+    fs.set_capacity(Some(SEGMENT_BYTES));
+    let wal = Wal::create(Arc::new(fs.clone()), config()).unwrap();
+    wal.append(vec![entry(1, 1, 5_000)], Sync::Yes, None)
+        .unwrap();
+    wait_until("the full disk shows", || wal.preparation_error().is_some());
+    fs.set_capacity(None);
+    wait_until("the next segment is prepared", || {
+        wal.preparation_error().is_none()
+    });
+    wal.close().unwrap();
+}
+
+#[test]
 fn a_log_that_is_out_of_space_stops_with_the_cause() {
     let fs = disk();
     fs.set_capacity(Some(SEGMENT_BYTES));
@@ -586,13 +610,6 @@ fn an_idle_log_writes_what_needs_no_fsync_by_itself() {
             .windows(17)
             .any(|window| window == b"written when idle")
     };
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while !is_written() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "an idle log keeps its records to itself"
-        );
-        std::thread::yield_now();
-    }
+    wait_until("an idle log writes its records", is_written);
     wal.close().unwrap();
 }
