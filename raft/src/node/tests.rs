@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::ProposeError;
-use crate::testing::{Member, PATIENCE, fast_config};
+use crate::testing::{Breakage, Member, PATIENCE, fast_config};
 
 fn command(number: usize) -> Bytes {
     Bytes::from(format!("command {number}"))
@@ -294,7 +294,7 @@ async fn a_checkpoint_purges_the_log_and_a_restart_goes_on_from_there() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failing_state_machine_is_reported_and_stops_the_node() {
     let mut member = Member::leading(fast_config(1)).await;
-    member.ledger.break_down();
+    member.ledger.break_down(Breakage::Error);
     let refused = member.propose(commands(1));
     let failed = tokio::time::timeout(PATIENCE, member.node().failed())
         .await
@@ -304,6 +304,21 @@ async fn a_failing_state_machine_is_reported_and_stops_the_node() {
         "{failed}"
     );
     assert_eq!(refused.await, Ok(ProposeError::Stopped));
+    assert_eq!(member.node().status().leader, None);
+    assert_eq!(member.node().linearizable().await, Err(ReadError::Stopped));
+    member.stop().await;
+}
+
+/// openraft's core notices it only if there is more to apply.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_of_the_state_machine_is_reported() {
+    let mut member = Member::leading(fast_config(1)).await;
+    member.ledger.break_down(Breakage::Panic);
+    let _refused = member.propose(commands(1));
+    let failed = tokio::time::timeout(PATIENCE, member.node().failed())
+        .await
+        .unwrap();
+    assert!(matches!(*failed, Error::Fatal(_)), "{failed}");
     assert_eq!(member.node().status().leader, None);
     assert_eq!(member.node().linearizable().await, Err(ReadError::Stopped));
     member.stop().await;
