@@ -81,7 +81,7 @@ pub enum Sync {
 pub type Completion = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// What one fsync made durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FsyncBatch {
     /// Records written since the fsync before.
     pub records: u64,
@@ -115,6 +115,20 @@ pub struct Recovered {
     pub entries: Vec<EntryMeta>,
     /// The torn tail that was cut, if there was one.
     pub cut: Option<Cut>,
+}
+
+impl Recovered {
+    /// What a log holds that was just created.
+    pub fn empty(identity: Identity) -> Recovered {
+        Recovered {
+            identity,
+            vote: None,
+            committed: None,
+            purged: None,
+            entries: Vec::new(),
+            cut: None,
+        }
+    }
 }
 
 type FailureHook = Box<dyn Fn(&Error) + Send + std::marker::Sync>;

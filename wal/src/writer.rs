@@ -222,10 +222,7 @@ impl Writer {
             sealed,
             tail,
             waiting: Vec::new(),
-            unsynced: FsyncBatch {
-                records: 0,
-                bytes: 0,
-            },
+            unsynced: FsyncBatch::default(),
             buffer: Vec::new(),
             failed: false,
         };
@@ -398,13 +395,7 @@ impl Writer {
         self.shared
             .flushed_index
             .store(self.shared.state.read().last_index(), Ordering::Release);
-        let batch = std::mem::replace(
-            &mut self.unsynced,
-            FsyncBatch {
-                records: 0,
-                bytes: 0,
-            },
-        );
+        let batch = std::mem::take(&mut self.unsynced);
         if let Some(observer) = &*self.shared.fsync_observer.read() {
             observer(took, batch);
         }
@@ -655,14 +646,16 @@ fn select(items: &mut VecDeque<Item>, room: u64) -> Selection {
         done,
     }) = items.front_mut()
     {
-        selection.needs_fsync |= *sync == Sync::Yes;
         while let Some(record) = records.front() {
             len += record.encoded_len() as u64;
             if len > room {
                 return selection;
             }
             selection.records.extend(records.pop_front());
+            selection.needs_fsync |= *sync == Sync::Yes;
         }
+        // A call without records still asks for an fsync of what is before it.
+        selection.needs_fsync |= *sync == Sync::Yes;
         selection.done.extend(done.take());
         selection.freed += *bytes;
         items.pop_front();
