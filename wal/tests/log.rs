@@ -344,15 +344,17 @@ fn purged_blocks_serve_again_without_their_old_records() {
     );
 }
 
+type Interruption = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
 /// A disk on which something else happens just before the next read.
 struct Interrupted {
     fs: FaultFs,
-    before_read: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    before_read: Interruption,
 }
 
 struct InterruptedFile {
     file: Arc<dyn File>,
-    before_read: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    before_read: Interruption,
 }
 
 impl Interrupted {
@@ -542,6 +544,50 @@ fn check_failure(inject: impl Fn(&FaultFs)) {
     wal.close()
         .expect_err("a failed log does not close in order");
     assert_eq!(fs.operation_count(), operations, "a failed log wrote again");
+}
+
+#[test]
+fn a_failed_fsync_of_the_folder_after_a_purge_ends_the_log() {
+    let fs = disk();
+    let wal = create(&fs).unwrap();
+    wal.append(
+        (1..=40).map(|index| entry(index, 1, 1_000)).collect(),
+        Sync::Yes,
+        None,
+    )
+    .unwrap();
+    wal.append(vec![Record::Purge { index: 40, term: 1 }], Sync::Yes, None)
+        .unwrap();
+    settle(&wal);
+    // The segment's file is taken away first, then its name is made durable.
+    fs.fail_at(fs.operation_count() + 1, Fault::Io);
+    wal.purge_files(41).unwrap();
+    assert_eq!(wal.step(), Step::Failed);
+    let (_, recovered) = open(&fs.power_cut(0)).unwrap();
+    assert_eq!(recovered.purged, Some((40, 1)));
+}
+
+#[test]
+fn a_segment_that_cannot_be_removed_is_tried_again() {
+    let fs = disk();
+    let wal = create(&fs).unwrap();
+    wal.append(
+        (1..=40).map(|index| entry(index, 1, 1_000)).collect(),
+        Sync::Yes,
+        None,
+    )
+    .unwrap();
+    wal.append(vec![Record::Purge { index: 40, term: 1 }], Sync::Yes, None)
+        .unwrap();
+    settle(&wal);
+    let count = segments(&fs).len();
+    fs.fail_at(fs.operation_count(), Fault::Io);
+    wal.purge_files(41).unwrap();
+    assert_eq!(settle(&wal), Step::Idle);
+    assert_eq!(segments(&fs).len(), count);
+    wal.purge_files(41).unwrap();
+    settle(&wal);
+    assert_eq!(segments(&fs).len(), 1);
 }
 
 #[test]
