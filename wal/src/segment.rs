@@ -182,8 +182,18 @@ pub(crate) fn list(fs: &dyn Fs, dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 }
 
 /// A file of `len` real zeros, durable, under a temporary name. An existing file of that name is taken over, so that
-/// the blocks of a purged segment serve again; its old contents are gone before this returns.
+/// the blocks of a purged segment serve again; its old contents are gone before this returns. On an error nothing is
+/// left that would take up room on a full disk.
 pub(crate) fn prepare(fs: &dyn Fs, path: &Path, len: u64) -> Result<Arc<dyn File>> {
+    let outcome = fill(fs, path, len);
+    if outcome.is_err() {
+        // Best effort: what stays is taken over by the next attempt.
+        let _ = fs.remove(path);
+    }
+    outcome
+}
+
+fn fill(fs: &dyn Fs, path: &Path, len: u64) -> Result<Arc<dyn File>> {
     let file = match fs.open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => fs
