@@ -80,8 +80,7 @@ enum Found {
 impl LogStore {
     /// Takes over a log that was just opened, with what was found in it.
     ///
-    /// Errors: a hole between entries, a commit mark past the last entry, or a vote that does not
-    /// decode: the member must not start.
+    /// Errors: a hole between entries, or a record that does not decode: the member must not start.
     pub(crate) fn open(wal: Wal, recovered: Recovered, tail_bytes_max: u64) -> Result<LogStore> {
         let decode = |what| move |source| Error::Decode { what, source };
         let vote = recovered
@@ -112,16 +111,16 @@ impl LogStore {
             if entry.index <= index_of(state.purged.as_ref()) {
                 continue;
             }
+            if state.last.is_none() && entry.index != 1 {
+                let first = entry.index;
+                return Err(Error::Log(format!(
+                    "it begins with entry {first}, but nothing is purged"
+                )));
+            }
             state.extend(entry.index, entry.term).map_err(Error::Log)?;
         }
         state.flushed = state.last_index();
-        let committed = index_of(state.committed.as_ref());
-        if committed > state.last_index() {
-            return Err(Error::Log(format!(
-                "the commit mark {committed} is past the last entry {}",
-                state.last_index()
-            )));
-        }
+        state.forget_foreign_mark();
         Ok(LogStore {
             shared: Arc::new(Shared {
                 wal,
@@ -218,17 +217,16 @@ impl State {
         self.last_index() + 1 - self.tail.len() as u64
     }
 
+    /// The part of `[from, to)` that the log has.
     fn clamp(&self, from: u64, to: u64) -> (u64, u64) {
-        (
-            from.max(index_of(self.purged.as_ref()) + 1),
-            to.min(self.last_index() + 1),
-        )
+        let first = self.terms.front().map_or(u64::MAX, |(first, _)| *first);
+        (from.max(first), to.min(self.last_index() + 1))
     }
 
     /// Notes that the log now ends with `(index, term)`.
     fn extend(&mut self, index: u64, term: u64) -> std::result::Result<(), String> {
         let (last, last_term) = (self.last_index(), term_of(self.last.as_ref()));
-        if index != last + 1 {
+        if index != last + 1 && self.last.is_some() {
             return Err(format!("entry {index} follows entry {last}"));
         }
         if term < last_term {
@@ -241,6 +239,25 @@ impl State {
         }
         self.last = raft_log_id(index, term);
         Ok(())
+    }
+
+    /// Drops a commit mark that does not stand for an entry of this log.
+    ///
+    /// Such a mark is left when the power fails while a snapshot is installed: it belongs to the
+    /// snapshot, and the entries here may never have been committed.
+    fn forget_foreign_mark(&mut self) {
+        let Some(mark) = self.committed else { return };
+        let index = index_of(Some(&mark));
+        if self.term_at(index) != Some(mark.leader_id.term) {
+            let (term, last) = (mark.leader_id.term, self.last_index());
+            tracing::warn!(
+                index,
+                term,
+                last,
+                "the commit mark belongs to no entry of the log"
+            );
+            self.committed = None;
+        }
     }
 
     fn term_at(&self, index: u64) -> Option<u64> {
@@ -516,19 +533,18 @@ impl RaftLogReader<TypeConfig> for LogStore {
         Ok(self.shared.state.lock().vote)
     }
 
+    /// The last log id of each term in the range. (The words of the trait ask for the first ones;
+    /// openraft's own implementation, its users and its suite have the last.)
     async fn get_key_log_ids(&mut self, range: RangeInclusive<LogId>) -> io::Result<Vec<LogId>> {
         let (from, to) = (index_of(Some(range.start())), index_of(Some(range.end())));
         let state = self.shared.state.lock();
-        let mut keys = vec![*range.start()];
-        for (first, term) in &state.terms {
-            if from < *first && *first <= to && *term != keys[keys.len() - 1].leader_id.term {
-                keys.extend(raft_log_id(*first, *term));
-            }
-        }
-        if keys.last() != Some(range.end()) {
-            keys.push(*range.end());
-        }
-        Ok(keys)
+        let nexts = state.terms.iter().skip(1).map(|(first, _)| *first);
+        let ends = nexts.chain([state.last_index() + 1]).map(|next| next - 1);
+        let runs = state.terms.iter().zip(ends);
+        let touched = runs.filter(|((first, _), end)| from <= *end && *first <= to);
+        Ok(touched
+            .filter_map(|((_, term), end)| raft_log_id(end.min(to), *term))
+            .collect())
     }
 }
 

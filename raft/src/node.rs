@@ -16,7 +16,7 @@ use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, ForwardReason, LinearizableReadError, RaftError};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -65,7 +65,7 @@ struct Inner {
 struct Tasks {
     reads: JoinHandle<()>,
     observer: JoinHandle<()>,
-    apply_ended: oneshot::Receiver<()>,
+    apply_ended: watch::Receiver<()>,
 }
 
 impl Node {
@@ -102,6 +102,7 @@ impl Node {
             lease: config.leader_lease(),
             check_interval: config.heartbeat_interval,
             status: status_sender,
+            apply_ended: events.ended.clone(),
             with_indexes: Box::new({
                 let (log, applied) = (log.clone(), events.progress.clone());
                 move |status| set_indexes(status, &log, &applied)
@@ -263,8 +264,9 @@ impl Node {
         let tasks = self.inner.tasks.lock().take();
         let joined = self.inner.raft.shutdown().await;
         if let Some(tasks) = tasks {
-            // The sender goes with the adapter: an error is the sign waited for.
-            let _ = tasks.apply_ended.await;
+            let mut apply_ended = tasks.apply_ended;
+            // It is never sent to, only closed.
+            let _ = apply_ended.changed().await;
             tasks
                 .reads
                 .await

@@ -13,7 +13,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use crate::encoding::{self, Body};
 use crate::error::damage;
@@ -99,16 +99,16 @@ pub(crate) struct Adapter {
     last: Option<LogId>,
     membership: StoredMembership,
     progress: watch::Sender<u64>,
-    /// Dropped with the adapter, when the apply worker has ended.
-    _ended: oneshot::Sender<()>,
+    /// Closed with the adapter, when the apply worker has ended.
+    _ended: watch::Sender<()>,
 }
 
 /// The node's ends of what an [`Adapter`] reports.
 pub(crate) struct ApplyEvents {
     /// The applied index.
     pub(crate) progress: watch::Receiver<u64>,
-    /// Resolves when the apply worker has ended.
-    pub(crate) ended: oneshot::Receiver<()>,
+    /// Closed when the apply worker has ended.
+    pub(crate) ended: watch::Receiver<()>,
 }
 
 impl Adapter {
@@ -117,7 +117,7 @@ impl Adapter {
         let applied = machine.applied()?;
         let meta = meta_of(&applied)?;
         let (progress, progress_seen) = watch::channel(applied.index);
-        let (ended_guard, ended) = oneshot::channel();
+        let (ended_guard, ended) = watch::channel(());
         let adapter = Adapter {
             machine: Mutex::new(machine),
             last: meta.last_log_id,

@@ -11,10 +11,13 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftServerMetrics;
 use openraft::{Instant as _, ServerState};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::error::Error;
 use crate::types::{Raft, TypeConfig};
+
+/// How long the core may outlive its apply worker before that counts as a panic of the worker.
+const APPLY_GRACE: Duration = Duration::from_secs(1);
 
 /// What a member is in its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,13 +84,21 @@ pub(crate) struct Observer {
     /// How often silence is measured.
     pub(crate) check_interval: Duration,
     pub(crate) status: watch::Sender<Status>,
+    /// Closed when the apply worker has ended.
+    pub(crate) apply_ended: watch::Receiver<()>,
     /// Reads the indexes of the moment.
     pub(crate) with_indexes: Box<dyn Fn(&mut Status) + Send + Sync>,
 }
 
 impl Observer {
-    /// Runs until openraft's core ends; says why it did.
-    pub(crate) async fn run(self) -> Error {
+    /// Runs until openraft's core or apply worker ends; says why it did.
+    pub(crate) async fn run(mut self) -> Error {
+        let cause = self.watch().await;
+        self.status.send_modify(|status| status.leader = None);
+        cause
+    }
+
+    async fn watch(&mut self) -> Error {
         let mut changes = self.raft.server_metrics();
         let mut checks = interval(self.check_interval);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -104,9 +115,19 @@ impl Observer {
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { break },
                 _ = checks.tick() => {}
+                _ = self.apply_ended.changed() => {
+                    // A failing worker ends the core, and an ending core the worker; only after a
+                    // panic of the worker does the core live on, and applies nothing any more.
+                    let core_ended = async { while changes.changed().await.is_ok() {} };
+                    if timeout(APPLY_GRACE, core_ended).await.is_err() {
+                        return Error::Fatal(
+                            "the apply worker ended without a cause, most likely a panic".into(),
+                        );
+                    }
+                    break;
+                }
             }
         }
-        self.status.send_modify(|status| status.leader = None);
         match self.raft.metrics().borrow_watched().running_state.clone() {
             Err(openraft::errors::Fatal::Stopped) => Error::Stopped,
             Err(fatal) => Error::Fatal(fatal.to_string()),

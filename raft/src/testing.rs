@@ -39,7 +39,14 @@ struct Book {
     /// Entries given since the start of this process.
     given: Vec<u64>,
     shut: bool,
-    broken: bool,
+    broken: Option<Breakage>,
+}
+
+/// How an apply goes wrong.
+#[derive(Clone, Copy)]
+pub(crate) enum Breakage {
+    Error,
+    Panic,
 }
 
 /// One state of the machine.
@@ -81,8 +88,8 @@ impl Ledger {
     }
 
     /// Lets every apply fail.
-    pub(crate) fn break_down(&self) {
-        self.book.lock().broken = true;
+    pub(crate) fn break_down(&self, how: Breakage) {
+        self.book.lock().broken = Some(how);
     }
 
     /// The machine as a process that just started finds it.
@@ -105,8 +112,10 @@ impl StateMachine for Ledger {
         while book.shut {
             self.opened.wait(&mut book);
         }
-        if book.broken {
-            return Err(io::Error::other("the ledger is broken"));
+        match book.broken {
+            Some(Breakage::Error) => return Err(io::Error::other("the ledger is broken")),
+            Some(Breakage::Panic) => panic!("the ledger panics, as the test wants"),
+            None => {}
         }
         for entry in entries {
             book.given.push(entry.index);

@@ -36,7 +36,9 @@ use openraft::raft::{
 use crate::encoding::{
     self, DecodeError, Reader, VERSION, encode_stored_membership, length, put_log_id, put_vote,
 };
-use crate::types::{Entry, Payload, SnapshotMeta, TypeConfig, Vote, index_of, raft_log_id};
+use crate::types::{
+    Entry, Payload, SnapshotMeta, TypeConfig, Vote, index_of, raft_log_id, term_of,
+};
 
 type Decoded<T> = Result<T, DecodeError>;
 
@@ -236,6 +238,14 @@ pub(crate) fn encode_snapshot_header(vote: &Vote, meta: &SnapshotMeta) -> Bytes 
 pub(crate) fn decode_snapshot_header(bytes: Bytes) -> Decoded<(Vote, SnapshotMeta)> {
     decode(bytes, |reader| {
         let (vote, last_log_id) = (reader.vote()?, reader.log_id()?);
+        // openraft panics at a snapshot from the future of its sender.
+        let term = term_of(last_log_id.as_ref());
+        if term > vote.leader_id.term {
+            return Err(DecodeError::Field {
+                field: "term of the snapshot",
+                value: term,
+            });
+        }
         let last_membership = encoding::decode_stored_membership(&reader.rest())?;
         Ok((
             vote,

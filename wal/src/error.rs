@@ -63,12 +63,14 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The configuration cannot work.
-    #[error("segment_bytes is {segment_bytes}; it must be a multiple of 4096 and at least {min}")]
+    #[error("segment_bytes is {segment_bytes}; it must be a multiple of 4096 from {min} to {max}")]
     SegmentSize {
         /// The size asked for.
         segment_bytes: u64,
         /// The smallest that works.
         min: u64,
+        /// The largest that works.
+        max: u64,
     },
     /// The disk or the system refused.
     #[error("{operation} {file}: {source}")]

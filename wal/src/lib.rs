@@ -13,6 +13,7 @@ mod segment;
 
 mod state;
 
+mod preparation;
 mod wal;
 mod writer;
 

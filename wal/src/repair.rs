@@ -15,6 +15,9 @@
 //! and the disk has damaged just that batch as well, is damage taken for a torn write; the cut is reported, and the
 //! damaged batch is not served.
 //!
+//! One thing is taken from the disk on trust: a page that power fails on while it is overwritten keeps, sector by
+//! sector, its old or its new bytes, as neighbouring batches share pages.
+//!
 //! What is kept is written once more and fsynced before anyone sees it: it may so far be in the page cache alone, and
 //! after an fsync that failed in an earlier process the cache claims to be clean. What is cut is overwritten with
 //! zeros and fsynced before the first new batch, so that no stale batch can ever follow a new one.

@@ -39,7 +39,7 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 pub(crate) const EXTENSION: &str = "wal";
 
 const MAGIC: [u8; 8] = *b"kvd-wal\n";
-const ZEROS: [u8; ZERO_CHUNK] = [0; ZERO_CHUNK];
+static ZEROS: [u8; ZERO_CHUNK] = [0; ZERO_CHUNK];
 const ZERO_CHUNK: usize = 256 * 1024;
 /// Zeros written between two fsyncs while a segment is prepared, so that the log's own fsync never waits for 64 MiB.
 const ZERO_SYNC_BYTES: u64 = 8 * 1024 * 1024;
@@ -182,8 +182,18 @@ pub(crate) fn list(fs: &dyn Fs, dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 }
 
 /// A file of `len` real zeros, durable, under a temporary name. An existing file of that name is taken over, so that
-/// the blocks of a purged segment serve again; its old contents are gone before this returns.
+/// the blocks of a purged segment serve again; its old contents are gone before this returns. On an error nothing is
+/// left that would take up room on a full disk.
 pub(crate) fn prepare(fs: &dyn Fs, path: &Path, len: u64) -> Result<Arc<dyn File>> {
+    let outcome = fill(fs, path, len);
+    if outcome.is_err() {
+        // Best effort: what stays is taken over by the next attempt.
+        let _ = fs.remove(path);
+    }
+    outcome
+}
+
+fn fill(fs: &dyn Fs, path: &Path, len: u64) -> Result<Arc<dyn File>> {
     let file = match fs.open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => fs

@@ -19,15 +19,18 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::error::{Error, Result};
 use crate::fs::{File, Fs};
+use crate::preparation::Mode;
 use crate::reader;
 use crate::record::{PAYLOAD_BYTES_MAX, Record};
 use crate::repair::{self, Cut};
 use crate::segment::{self, Identity};
 use crate::state::{Bounds, LogState, OutOfOrder};
-use crate::writer::{IDLE_MOMENT, Preparation, Step, Writer};
+use crate::writer::{IDLE_MOMENT, Step, Writer};
 
 /// Smallest segment: header, state records and a little room.
-const SEGMENT_BYTES_MIN: u64 = 16 * 1024;
+const SEGMENT_BYTES_MIN: u64 = 16 << 10;
+/// Largest segment; what is larger is zeroed too long and keeps too many purged entries.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// Where the log lives and how much it may take.
 #[derive(Clone, Debug)]
@@ -54,10 +57,12 @@ impl Config {
     }
 
     fn validate(&self) -> Result<()> {
-        if self.segment_bytes < SEGMENT_BYTES_MIN || !self.segment_bytes.is_multiple_of(4096) {
+        let range = SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX;
+        if !range.contains(&self.segment_bytes) || !self.segment_bytes.is_multiple_of(4096) {
             return Err(Error::SegmentSize {
                 segment_bytes: self.segment_bytes,
                 min: SEGMENT_BYTES_MIN,
+                max: SEGMENT_BYTES_MAX,
             });
         }
         Ok(())
@@ -77,7 +82,7 @@ pub enum Sync {
 pub type Completion = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// What one fsync made durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FsyncBatch {
     /// Records written since the fsync before.
     pub records: u64,
@@ -111,6 +116,20 @@ pub struct Recovered {
     pub entries: Vec<EntryMeta>,
     /// The torn tail that was cut, if there was one.
     pub cut: Option<Cut>,
+}
+
+impl Recovered {
+    /// What a log holds that was just created.
+    pub fn empty(identity: Identity) -> Recovered {
+        Recovered {
+            identity,
+            vote: None,
+            committed: None,
+            purged: None,
+            entries: Vec::new(),
+            cut: None,
+        }
+    }
 }
 
 type FailureHook = Box<dyn Fn(&Error) + Send + std::marker::Sync>;
@@ -159,7 +178,7 @@ pub(crate) struct Shared {
     pub(crate) flushed_index: AtomicU64,
     pub(crate) size_bytes: AtomicU64,
     /// Why the next segment could not be prepared, while that is so.
-    pub(crate) preparation_error: Mutex<Option<Error>>,
+    pub(crate) preparation_error: Arc<Mutex<Option<Error>>>,
     failed: Mutex<Option<Error>>,
     failure_hook: Mutex<Option<FailureHook>>,
     pub(crate) fsync_observer: RwLock<Option<FsyncObserver>>,
@@ -210,7 +229,7 @@ impl Shared {
 /// Who drives the writer.
 enum Driver {
     Thread(Mutex<Option<JoinHandle<()>>>),
-    Stepped(Mutex<Writer>),
+    Stepped(Box<Mutex<Writer>>),
 }
 
 struct Handle {
@@ -265,13 +284,13 @@ impl Wal {
 
     /// Makes a new log, with its writer thread. The folder is created if need be and must hold no log.
     pub fn create(fs: Arc<dyn Fs>, config: Config) -> Result<Wal> {
-        let (writer, shared) = new_log(fs, &config, Preparation::in_background())?;
+        let (writer, shared) = new_log(fs, &config, Mode::Background)?;
         Ok(Wal::threaded(writer, shared))
     }
 
     /// Opens a log, with its writer thread: replays it, cuts a torn tail, makes the rest durable.
     pub fn open(fs: Arc<dyn Fs>, config: Config) -> Result<(Wal, Recovered)> {
-        let (writer, shared, recovered) = existing_log(fs, &config, Preparation::in_background())?;
+        let (writer, shared, recovered) = existing_log(fs, &config, Mode::Background)?;
         Ok((Wal::threaded(writer, shared), recovered))
     }
 
@@ -283,7 +302,7 @@ impl Wal {
                 queue_bytes_max: u64::MAX,
                 ..config
             },
-            Preparation::inline(),
+            Mode::Inline,
         )?;
         Ok(Wal::stepped(writer, shared))
     }
@@ -294,7 +313,7 @@ impl Wal {
             queue_bytes_max: u64::MAX,
             ..config
         };
-        let (writer, shared, recovered) = existing_log(fs, &config, Preparation::inline())?;
+        let (writer, shared, recovered) = existing_log(fs, &config, Mode::Inline)?;
         Ok((Wal::stepped(writer, shared), recovered))
     }
 
@@ -314,7 +333,7 @@ impl Wal {
         Wal {
             handle: Arc::new(Handle {
                 shared,
-                driver: Driver::Stepped(Mutex::new(writer)),
+                driver: Driver::Stepped(Box::new(Mutex::new(writer))),
             }),
         }
     }
@@ -461,11 +480,7 @@ impl Wal {
     }
 }
 
-fn new_log(
-    fs: Arc<dyn Fs>,
-    config: &Config,
-    preparation: Preparation,
-) -> Result<(Writer, Arc<Shared>)> {
+fn new_log(fs: Arc<dyn Fs>, config: &Config, mode: Mode) -> Result<(Writer, Arc<Shared>)> {
     config.validate()?;
     fs.create_dir(&config.dir)
         .map_err(|error| Error::io("create", &config.dir, error))?;
@@ -475,14 +490,14 @@ fn new_log(
         });
     }
     let shared = Arc::new(new_shared(LogState::default(), config));
-    let writer = Writer::create(fs, config, preparation, Arc::clone(&shared))?;
+    let writer = Writer::create(fs, config, mode, Arc::clone(&shared))?;
     Ok((writer, shared))
 }
 
 fn existing_log(
     fs: Arc<dyn Fs>,
     config: &Config,
-    preparation: Preparation,
+    mode: Mode,
 ) -> Result<(Writer, Arc<Shared>, Recovered)> {
     config.validate()?;
     let replayed = reader::replay(&*fs, &config.dir, config.identity)?;
@@ -508,7 +523,7 @@ fn existing_log(
     let writer = Writer::resume(
         fs,
         config,
-        preparation,
+        mode,
         Arc::clone(&shared),
         replayed.sealed,
         replayed.tail,
@@ -528,7 +543,7 @@ fn new_shared(state: LogState, config: &Config) -> Shared {
         state: RwLock::new(state),
         segments: RwLock::default(),
         size_bytes: AtomicU64::new(0),
-        preparation_error: Mutex::default(),
+        preparation_error: Arc::default(),
         failed: Mutex::default(),
         failure_hook: Mutex::default(),
         fsync_observer: RwLock::default(),

@@ -1,6 +1,6 @@
 //! The one writer of a log: batches what is queued, one write and at most one fsync for each batch, then completions.
 //!
-//! Also owned here: when a segment ends, when the next one is made ready, which old ones go.
+//! Also decided here: when a segment ends, when the next one is made ready, which old ones go.
 //! Invariants:
 //! - A batch that needs an fsync is fsynced before the next one is written, and before a new segment exists; so the
 //!   only bytes a power cut can take are behind the newest fsync of the newest segment.
@@ -13,11 +13,11 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::fs::{File, Fs};
+use crate::preparation::{Mode, Preparation};
 use crate::record::{BATCH_HEADER_LEN, BatchHeader, RECORD_ALIGN, Record};
 use crate::segment::{self, HEADER_LEN, Identity, SegmentHeader};
 use crate::state::Place;
@@ -29,13 +29,9 @@ const BATCH_BYTES_MAX: u64 = 4 << 20;
 const PREPARE_AFTER_BYTES: u64 = 4 << 20;
 /// How long the queue must stay empty before loose ends are tied.
 pub(crate) const IDLE_MOMENT: Duration = Duration::from_millis(2);
-/// How long after a failed preparation of the next segment it is tried again.
-const PREPARATION_RETRY: Duration = Duration::from_secs(1);
 /// The encoding buffer is given back when a batch left it larger than this.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
 
-/// Name of the file that becomes the next segment.
-const NEXT_NAME: &str = "next.tmp";
 /// Name of the file that becomes a segment for one record that no ordinary segment can hold.
 const LARGE_NAME: &str = "large.tmp";
 
@@ -84,37 +80,6 @@ impl Tail {
     }
 }
 
-/// Where a next segment comes from, and how far it is.
-pub(crate) struct Preparation {
-    background: bool,
-    state: PreparationState,
-}
-
-enum PreparationState {
-    None,
-    Running(JoinHandle<Result<Arc<dyn File>>>),
-    Ready(Arc<dyn File>),
-    Failed(Instant),
-}
-
-impl Preparation {
-    /// On a thread of its own, while the log goes on.
-    pub(crate) fn in_background() -> Preparation {
-        Preparation {
-            background: true,
-            state: PreparationState::None,
-        }
-    }
-
-    /// Inside the step that asks for it, so that every operation happens in a fixed order.
-    pub(crate) fn inline() -> Preparation {
-        Preparation {
-            background: false,
-            state: PreparationState::None,
-        }
-    }
-}
-
 /// What one batch is made of.
 #[derive(Default)]
 struct Selection {
@@ -129,7 +94,6 @@ pub(crate) struct Writer {
     shared: Arc<Shared>,
     fs: Arc<dyn Fs>,
     dir: PathBuf,
-    segment_bytes: u64,
     identity: Identity,
     preparation: Preparation,
     sealed: VecDeque<Sealed>,
@@ -146,7 +110,7 @@ impl Writer {
     pub(crate) fn create(
         fs: Arc<dyn Fs>,
         config: &Config,
-        preparation: Preparation,
+        mode: Mode,
         shared: Arc<Shared>,
     ) -> Result<Writer> {
         if let Some(parent) = config
@@ -157,8 +121,8 @@ impl Writer {
             fs.sync_dir(parent)
                 .map_err(|error| Error::io("sync", parent, error))?;
         }
-        let next = config.dir.join(NEXT_NAME);
-        let file = segment::prepare(&*fs, &next, config.segment_bytes)?;
+        let mut preparation = prepare_for(&fs, config, mode, &shared);
+        let file = preparation.take()?;
         let header = SegmentHeader {
             sequence: 1,
             next_index: 0,
@@ -167,7 +131,7 @@ impl Writer {
             previous_end: 0,
             previous_crc: 0,
         };
-        let tail = start_segment(&*fs, &config.dir, &next, file, header, &[])?;
+        let tail = start_segment(&*fs, &config.dir, preparation.path(), file, header, &[])?;
         Ok(Writer::new(
             fs,
             config,
@@ -182,7 +146,7 @@ impl Writer {
     pub(crate) fn resume(
         fs: Arc<dyn Fs>,
         config: &Config,
-        preparation: Preparation,
+        mode: Mode,
         shared: Arc<Shared>,
         sealed: VecDeque<Sealed>,
         tail: Tail,
@@ -197,6 +161,7 @@ impl Writer {
         // The process that made the newest segment may have died before its name was durable.
         fs.sync_dir(&config.dir)
             .map_err(|error| Error::io("sync", &config.dir, error))?;
+        let preparation = prepare_for(&fs, config, mode, &shared);
         Ok(Writer::new(fs, config, preparation, shared, sealed, tail))
     }
 
@@ -216,16 +181,12 @@ impl Writer {
             shared,
             fs,
             dir: config.dir.clone(),
-            segment_bytes: config.segment_bytes,
             identity: config.identity,
             preparation,
             sealed,
             tail,
             waiting: Vec::new(),
-            unsynced: FsyncBatch {
-                records: 0,
-                bytes: 0,
-            },
+            unsynced: FsyncBatch::default(),
             buffer: Vec::new(),
             failed: false,
         };
@@ -258,22 +219,15 @@ impl Writer {
     /// When there is something to do although nothing is queued: how long to wait for better things first.
     pub(crate) fn wake_after(&self) -> Option<Duration> {
         if self.has_unproven() {
-            Some(IDLE_MOMENT)
-        } else if let PreparationState::Failed(_) = self.preparation.state {
-            Some(PREPARATION_RETRY)
-        } else {
-            None
+            return Some(IDLE_MOMENT);
         }
+        self.preparation.wake_after()
     }
 
     /// Makes all that was written durable, and provably so. The last call on a log that is closed.
     pub(crate) fn finish(&mut self) {
-        if let PreparationState::Running(thread) =
-            std::mem::replace(&mut self.preparation.state, PreparationState::None)
-        {
-            // Its file stays under its temporary name and serves the next life of this log.
-            let _ = thread.join();
-        }
+        // Its file stays under its temporary name and serves the next life of this log.
+        self.preparation.join();
         if self.failed {
             return;
         }
@@ -312,15 +266,16 @@ impl Writer {
 
     /// Writes as many of the records in `items` as the segment takes, and puts the rest back into the queue.
     fn write_batch(&mut self, items: &mut VecDeque<Item>) -> Result<()> {
-        if let Some(Item::Append { records, .. }) = items.front()
-            && let Some(first) = records.front()
-        {
-            let need = first.encoded_len() as u64;
-            if need > self.tail.room() {
-                self.rotate(need)?;
-            }
+        let first = match items.front() {
+            Some(Item::Append { records, .. }) => records
+                .front()
+                .map_or(0, |record| record.encoded_len() as u64),
+            _ => 0,
+        };
+        if first > self.tail.room() {
+            self.rotate(first)?;
         }
-        let mut selection = select(items, self.tail.room());
+        let mut selection = select(items, self.tail.room().min(BATCH_BYTES_MAX.max(first)));
         if !items.is_empty() {
             let mut queue = self.shared.queue.lock();
             while let Some(item) = items.pop_back() {
@@ -396,13 +351,7 @@ impl Writer {
         self.shared
             .flushed_index
             .store(self.shared.state.read().last_index(), Ordering::Release);
-        let batch = std::mem::replace(
-            &mut self.unsynced,
-            FsyncBatch {
-                records: 0,
-                bytes: 0,
-            },
-        );
+        let batch = std::mem::take(&mut self.unsynced);
         if let Some(observer) = &*self.shared.fsync_observer.read() {
             observer(took, batch);
         }
@@ -447,11 +396,12 @@ impl Writer {
 
         let repeated_len: usize = repeated.iter().map(Record::encoded_len).sum();
         let least = (HEADER_LEN + 2 * BATCH_HEADER_LEN + repeated_len) as u64 + need;
-        let (temporary, file_len, file) = if least <= self.segment_bytes {
+        let (temporary, file_len, file) = if least <= self.preparation.len() {
+            let file = self.preparation.take()?;
             (
-                self.dir.join(NEXT_NAME),
-                self.segment_bytes,
-                self.take_prepared()?,
+                self.preparation.path().to_owned(),
+                self.preparation.len(),
+                file,
             )
         } else {
             let path = self.dir.join(LARGE_NAME);
@@ -483,94 +433,18 @@ impl Writer {
         Ok(())
     }
 
-    /// The prepared segment, waiting for it or making it now if need be.
-    fn take_prepared(&mut self) -> Result<Arc<dyn File>> {
-        match std::mem::replace(&mut self.preparation.state, PreparationState::None) {
-            PreparationState::Ready(file) => return Ok(file),
-            PreparationState::Running(thread) => {
-                if let Ok(Ok(file)) = thread.join() {
-                    return Ok(file);
-                }
-            }
-            PreparationState::None | PreparationState::Failed(_) => {}
-        }
-        let file = segment::prepare(&*self.fs, &self.dir.join(NEXT_NAME), self.segment_bytes)?;
-        *self.shared.preparation_error.lock() = None;
-        Ok(file)
-    }
-
-    /// Starts to prepare the next segment when it is time, and sees whether one that was started is done.
+    /// Sees to it that the next segment is ready in time.
     fn prepare_next(&mut self) {
-        let due = match std::mem::replace(&mut self.preparation.state, PreparationState::None) {
-            PreparationState::Running(thread) if thread.is_finished() => {
-                let outcome = thread.join().unwrap_or_else(|_| {
-                    Err(Error::WriterPanicked {
-                        what: "while preparing the next segment".to_owned(),
-                    })
-                });
-                return self.prepared(outcome);
-            }
-            PreparationState::None => {
-                self.tail.end >= (self.segment_bytes / 4).min(PREPARE_AFTER_BYTES)
-            }
-            PreparationState::Failed(at)
-                if !self.preparation.background || at.elapsed() >= PREPARATION_RETRY =>
-            {
-                true
-            }
-            other => {
-                self.preparation.state = other;
-                return;
-            }
-        };
-        if !due {
-            return;
-        }
-        let (fs, path, len) = (
-            Arc::clone(&self.fs),
-            self.dir.join(NEXT_NAME),
-            self.segment_bytes,
-        );
-        if !self.preparation.background {
-            let outcome = segment::prepare(&*fs, &path, len);
-            return self.prepared(outcome);
-        }
-        let shared = Arc::clone(&self.shared);
-        let started = thread::Builder::new()
-            .name("wal-prepare".to_owned())
-            .spawn(move || {
-                let outcome = segment::prepare(&*fs, &path, len);
-                *shared.preparation_error.lock() = outcome.as_ref().err().cloned();
-                outcome
-            });
-        match started {
-            Ok(thread) => self.preparation.state = PreparationState::Running(thread),
-            Err(error) => self.prepared(Err(Error::io(
-                "start the thread that prepares",
-                &self.dir,
-                error,
-            ))),
-        }
-    }
-
-    fn prepared(&mut self, outcome: Result<Arc<dyn File>>) {
-        match outcome {
-            Ok(file) => {
-                *self.shared.preparation_error.lock() = None;
-                self.preparation.state = PreparationState::Ready(file);
-                self.publish_size();
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot prepare the next log segment");
-                *self.shared.preparation_error.lock() = Some(error);
-                self.preparation.state = PreparationState::Failed(Instant::now());
-            }
-        }
+        let due_at = (self.preparation.len() / 4).min(PREPARE_AFTER_BYTES);
+        self.preparation.advance(self.tail.end >= due_at);
+        self.publish_size();
     }
 
     /// Removes full segments whose entries are all below `below_index` and durably purged, oldest first.
     fn purge_files(&mut self, below_index: u64) -> Result<()> {
-        self.sync_if_needed()?;
+        if self.unsynced.records > 0 {
+            self.sync()?;
+        }
         let Some((purged, _)) = self.shared.state.read().bounds.purged else {
             return Ok(());
         };
@@ -591,36 +465,33 @@ impl Writer {
                 break;
             }
             self.sealed.pop_front();
+            // Segments must disappear in order whatever the file system does, and before their blocks are zeroed.
+            self.fs
+                .sync_dir(&self.dir)
+                .map_err(|error| Error::io("sync", &self.dir, error))?;
         }
         self.publish_size();
         Ok(())
     }
 
-    /// Removes a segment's file, or keeps its blocks for the next segment if nobody reads it. Durable on return, so
-    /// that segments disappear in order whatever the file system does, and before their blocks are written over.
+    /// Removes a segment's file, or keeps its blocks for the next segment if nobody reads it.
     fn discard(&self, segment: &OpenSegment, file_len: u64) -> Result<()> {
-        let unread = Arc::strong_count(&segment.file) == 1;
-        if unread
-            && file_len == self.segment_bytes
-            && matches!(self.preparation.state, PreparationState::None)
-        {
-            let next = self.dir.join(NEXT_NAME);
+        let path = &segment.path;
+        let is_unread = Arc::strong_count(&segment.file) == 1;
+        if is_unread && file_len == self.preparation.len() && self.preparation.takes_recycled() {
             self.fs
-                .rename(&segment.path, &next)
-                .map_err(|error| Error::io("rename", &segment.path, error))?;
+                .rename(path, self.preparation.path())
+                .map_err(|error| Error::io("rename", path, error))
         } else {
             self.fs
-                .remove(&segment.path)
-                .map_err(|error| Error::io("remove", &segment.path, error))?;
+                .remove(path)
+                .map_err(|error| Error::io("remove", path, error))
         }
-        self.fs
-            .sync_dir(&self.dir)
-            .map_err(|error| Error::io("sync", &self.dir, error))
     }
 
     fn publish_size(&self) {
-        let prepared = if let PreparationState::Ready(_) = self.preparation.state {
-            self.segment_bytes
+        let prepared = if self.preparation.is_ready() {
+            self.preparation.len()
         } else {
             0
         };
@@ -642,6 +513,17 @@ impl Writer {
     }
 }
 
+fn prepare_for(fs: &Arc<dyn Fs>, config: &Config, mode: Mode, shared: &Shared) -> Preparation {
+    let error = Arc::clone(&shared.preparation_error);
+    Preparation::new(
+        mode,
+        Arc::clone(fs),
+        &config.dir,
+        config.segment_bytes,
+        error,
+    )
+}
+
 /// Moves the records that fit `room` out of `items`, with the completions of the calls that are thereby whole.
 fn select(items: &mut VecDeque<Item>, room: u64) -> Selection {
     let mut selection = Selection::default();
@@ -653,14 +535,16 @@ fn select(items: &mut VecDeque<Item>, room: u64) -> Selection {
         done,
     }) = items.front_mut()
     {
-        selection.needs_fsync |= *sync == Sync::Yes;
         while let Some(record) = records.front() {
             len += record.encoded_len() as u64;
             if len > room {
                 return selection;
             }
             selection.records.extend(records.pop_front());
+            selection.needs_fsync |= *sync == Sync::Yes;
         }
+        // A call without records still asks for an fsync of what is before it.
+        selection.needs_fsync |= *sync == Sync::Yes;
         selection.done.extend(done.take());
         selection.freed += *bytes;
         items.pop_front();

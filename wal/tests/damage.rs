@@ -82,6 +82,51 @@ fn every_flipped_byte_in_an_acknowledged_batch_is_refused() {
 }
 
 #[test]
+fn whatever_is_changed_no_record_is_invented() {
+    let (fs, history) = idle_log(60);
+    let explained = History {
+        records: history.records,
+        ..History::default()
+    };
+    let files = segments(&fs);
+    let mut random = Random(4_711);
+    let mut opened = 0;
+    for round in 0..1_500 {
+        let changed = fs.kill();
+        for _ in 0..1 + random.below(3) {
+            // Mostly at the end, where a change may pass for a torn write.
+            let file = &files[files.len() - 1 - random.below(4) as usize / 3];
+            changed
+                .edit(file, |bytes| {
+                    let from = bytes.len().min(used(&fs, file) + 64) - random.below(600) as usize;
+                    let to = (from + random.below(64) as usize).min(bytes.len());
+                    let value = random.below(3);
+                    bytes[from..to].iter_mut().for_each(|byte| match value {
+                        0 => *byte = 0,
+                        1 => *byte = random.below(256) as u8,
+                        _ => *byte ^= 0x80,
+                    });
+                })
+                .unwrap();
+        }
+        if let Ok((wal, recovered)) = open(&changed) {
+            opened += 1;
+            let found = Model::of(&wal, &recovered);
+            assert!(
+                explained.explains(&found).is_some(),
+                "round {round} invented a record: {found:?}"
+            );
+        }
+    }
+    assert!(opened > 100, "only {opened} changed logs opened");
+    assert!(
+        opened < 1_400,
+        "only {} changed logs were refused",
+        1_500 - opened
+    );
+}
+
+#[test]
 fn damage_names_the_file_the_offset_and_the_way_out() {
     let (fs, _) = idle_log(10);
     let file = segments(&fs).pop().unwrap();

@@ -4,11 +4,14 @@
 
 mod support;
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kv_wal::fs::{Fault, FaultFs, Fs, OperationKind, RealFs};
+use kv_wal::fs::{Fault, FaultFs, File, Fs, OperationKind, RealFs};
 use kv_wal::{Config, Error, Record, Step, Sync, Wal};
 use parking_lot::Mutex;
 use support::{
@@ -28,6 +31,14 @@ fn indexes(wal: &Wal, from: u64, to: u64, max_bytes: u64) -> Vec<u64> {
         .into_iter()
         .map(|(index, ..)| index)
         .collect()
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not seen in time: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
@@ -333,6 +344,117 @@ fn purged_blocks_serve_again_without_their_old_records() {
     );
 }
 
+type Interruption = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
+/// A disk on which something else happens just before the next read.
+struct Interrupted {
+    fs: FaultFs,
+    before_read: Interruption,
+}
+
+struct InterruptedFile {
+    file: Arc<dyn File>,
+    before_read: Interruption,
+}
+
+impl Interrupted {
+    fn wrap(&self, file: Arc<dyn File>) -> Arc<dyn File> {
+        Arc::new(InterruptedFile {
+            file,
+            before_read: Arc::clone(&self.before_read),
+        })
+    }
+}
+
+impl Fs for Interrupted {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        self.fs.create_dir(dir)
+    }
+    fn create(&self, file: &Path) -> io::Result<Arc<dyn File>> {
+        Ok(self.wrap(self.fs.create(file)?))
+    }
+    fn open(&self, file: &Path) -> io::Result<Arc<dyn File>> {
+        Ok(self.wrap(self.fs.open(file)?))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.fs.rename(from, to)
+    }
+    fn remove(&self, file: &Path) -> io::Result<()> {
+        self.fs.remove(file)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        self.fs.list(dir)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.fs.sync_dir(dir)
+    }
+}
+
+impl File for InterruptedFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let before_read = self.before_read.lock().take();
+        if let Some(before_read) = before_read {
+            before_read();
+        }
+        self.file.read_at(buffer, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_at(bytes, offset)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        self.file.reserve(len)
+    }
+}
+
+#[test]
+fn a_segment_that_is_purged_while_it_is_read_is_still_read() {
+    let before_read = Arc::new(Mutex::new(None));
+    let fs = disk();
+    let interrupted = Interrupted {
+        fs: fs.clone(),
+        before_read: Arc::clone(&before_read),
+    };
+    let wal = Wal::create_stepped(Arc::new(interrupted), config()).unwrap();
+    wal.append(
+        (1..=40).map(|index| entry(index, 1, 1_000)).collect(),
+        Sync::Yes,
+        None,
+    )
+    .unwrap();
+    settle(&wal);
+    let writer = wal.clone();
+    *before_read.lock() = Some(Box::new(move || {
+        writer
+            .append(vec![Record::Purge { index: 40, term: 1 }], Sync::Yes, None)
+            .unwrap();
+        writer.purge_files(41).unwrap();
+        // The purged blocks would serve again within these.
+        writer
+            .append(
+                (41..=120).map(|index| entry(index, 1, 1_000)).collect(),
+                Sync::Yes,
+                None,
+            )
+            .unwrap();
+        settle(&writer);
+    }));
+    let Record::Entry { payload, .. } = entry(1, 1, 1_000) else {
+        unreachable!()
+    };
+    assert_eq!(wal.read_entries(1, 2, 1).unwrap(), [(1, 1, payload)]);
+    assert!(before_read.lock().is_none(), "the read was not interrupted");
+    assert!(!segments(&fs).contains(&"/member/wal/0000000000000001.wal".into()));
+}
+
 #[test]
 fn an_entry_larger_than_a_segment_gets_its_own() {
     let fs = disk();
@@ -425,6 +547,50 @@ fn check_failure(inject: impl Fn(&FaultFs)) {
 }
 
 #[test]
+fn a_failed_fsync_of_the_folder_after_a_purge_ends_the_log() {
+    let fs = disk();
+    let wal = create(&fs).unwrap();
+    wal.append(
+        (1..=40).map(|index| entry(index, 1, 1_000)).collect(),
+        Sync::Yes,
+        None,
+    )
+    .unwrap();
+    wal.append(vec![Record::Purge { index: 40, term: 1 }], Sync::Yes, None)
+        .unwrap();
+    settle(&wal);
+    // The segment's file is taken away first, then its name is made durable.
+    fs.fail_at(fs.operation_count() + 1, Fault::Io);
+    wal.purge_files(41).unwrap();
+    assert_eq!(wal.step(), Step::Failed);
+    let (_, recovered) = open(&fs.power_cut(0)).unwrap();
+    assert_eq!(recovered.purged, Some((40, 1)));
+}
+
+#[test]
+fn a_segment_that_cannot_be_removed_is_tried_again() {
+    let fs = disk();
+    let wal = create(&fs).unwrap();
+    wal.append(
+        (1..=40).map(|index| entry(index, 1, 1_000)).collect(),
+        Sync::Yes,
+        None,
+    )
+    .unwrap();
+    wal.append(vec![Record::Purge { index: 40, term: 1 }], Sync::Yes, None)
+        .unwrap();
+    settle(&wal);
+    let count = segments(&fs).len();
+    fs.fail_at(fs.operation_count(), Fault::Io);
+    wal.purge_files(41).unwrap();
+    assert_eq!(settle(&wal), Step::Idle);
+    assert_eq!(segments(&fs).len(), count);
+    wal.purge_files(41).unwrap();
+    settle(&wal);
+    assert_eq!(segments(&fs).len(), 1);
+}
+
+#[test]
 fn a_failed_write_ends_the_log() {
     check_failure(|fs| fs.fail_at(fs.operation_count(), Fault::Io));
 }
@@ -472,6 +638,21 @@ fn a_full_disk_shows_before_it_hurts_and_passes_when_there_is_room() {
     assert_eq!(settle(&wal), Step::Idle);
     assert_eq!(wal.preparation_error().map(|error| error.to_string()), None);
     assert_eq!(wal.flushed_index(), index + 59);
+}
+
+#[test]
+fn a_full_disk_passes_although_nobody_appends() {
+    let fs = disk();
+    fs.set_capacity(Some(SEGMENT_BYTES));
+    let wal = Wal::create(Arc::new(fs.clone()), config()).unwrap();
+    wal.append(vec![entry(1, 1, 5_000)], Sync::Yes, None)
+        .unwrap();
+    wait_until("the full disk shows", || wal.preparation_error().is_some());
+    fs.set_capacity(None);
+    wait_until("the next segment is prepared", || {
+        wal.preparation_error().is_none()
+    });
+    wal.close().unwrap();
 }
 
 #[test]
@@ -586,13 +767,6 @@ fn an_idle_log_writes_what_needs_no_fsync_by_itself() {
             .windows(17)
             .any(|window| window == b"written when idle")
     };
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while !is_written() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "an idle log keeps its records to itself"
-        );
-        std::thread::yield_now();
-    }
+    wait_until("an idle log writes its records", is_written);
     wal.close().unwrap();
 }

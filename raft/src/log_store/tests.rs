@@ -1,4 +1,6 @@
 use futures_util::TryStreamExt;
+use kv_wal::Identity;
+use kv_wal::fs::{Fault, FaultFs, Fs};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -10,7 +12,7 @@ use super::*;
 use crate::encoding::commands_body;
 use crate::snapshot::{CheckpointBuilder, Handle, Snapshot};
 use crate::state_machine::Adapter;
-use crate::testing::{Ledger, open_wal};
+use crate::testing::{Ledger, empty_recovered, open_wal};
 use crate::types::{Commands, SnapshotMeta, StoredMembership};
 
 /// openraft's suite applies entries that follow no other; this lets it.
@@ -50,6 +52,19 @@ impl RaftStateMachine<TypeConfig> for SuiteMachine {
     }
 }
 
+/// Builds stores over a log on a disk in memory.
+struct OnFaultFs;
+
+impl StoreBuilder<TypeConfig, LogStore, SuiteMachine> for OnFaultFs {
+    async fn build(
+        &self,
+    ) -> std::result::Result<((), LogStore, SuiteMachine), StorageError<TypeConfig>> {
+        let log = open_faulty(&FaultFs::new()).0;
+        let (adapter, _) = Adapter::open(Ledger::default().machine()).unwrap();
+        Ok(((), log, SuiteMachine(adapter)))
+    }
+}
+
 /// Builds stores over a real log in a temporary folder.
 struct Builder {
     tail_bytes_max: u64,
@@ -77,10 +92,35 @@ async fn openraft_suite_passes_from_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openraft_suite_passes_on_the_faulty_disk_without_faults() {
+    Suite::test_all(OnFaultFs).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openraft_suite_passes_from_disk() {
     Suite::test_all(Builder { tail_bytes_max: 0 })
         .await
         .unwrap();
+}
+
+/// Opens the log on `fs`, or makes one.
+fn open_faulty(fs: &FaultFs) -> (LogStore, Wal) {
+    let identity = Identity {
+        cluster_id: 7,
+        member_id: 1,
+        incarnation: 1,
+    };
+    let mut config = kv_wal::Config::new("/wal", identity);
+    config.segment_bytes = 64 << 10;
+    let fs: Arc<dyn Fs> = Arc::new(fs.clone());
+    let (wal, recovered) = match Wal::exists(&config.dir, &*fs).unwrap() {
+        true => Wal::open(fs, config).unwrap(),
+        false => (Wal::create(fs, config).unwrap(), empty_recovered(identity)),
+    };
+    (
+        LogStore::open(wal.clone(), recovered, 8 << 20).unwrap(),
+        wal,
+    )
 }
 
 fn entry(index: u64, term: u64, bytes: usize) -> Entry {
@@ -136,7 +176,7 @@ async fn a_restart_finds_entries_vote_and_commit_mark() {
     let keys = log.get_key_log_ids(first_and_last).await.unwrap();
     assert_eq!(
         keys.into_iter().map(Some).collect::<Vec<_>>(),
-        [raft_log_id(1, 1), raft_log_id(6, 2)]
+        [raft_log_id(5, 1), raft_log_id(6, 2)]
     );
     wal.close().unwrap();
 }
@@ -291,25 +331,116 @@ fn what_is_not_on_disk_stays_in_memory_and_a_truncation_forgets_its_flush() {
 
 #[test]
 fn a_log_that_contradicts_itself_is_refused() {
-    let refused = |entries: &[(u64, u64)], purged, committed: Option<LogId>| {
-        let dir = tempfile::tempdir().unwrap();
-        let (wal, mut recovered) = open_wal(dir.path(), 1);
-        let meta = |&(index, term)| kv_wal::EntryMeta {
-            index,
-            term,
-            payload_len: 2,
-        };
-        recovered.entries = entries.iter().map(meta).collect();
-        recovered.purged = purged;
-        recovered.committed = Some(encoding::encode_committed(committed.as_ref()));
-        LogStore::open(wal, recovered, 0)
+    let refused = |entries: &[(u64, u64)], purged| {
+        recover(entries, purged, None)
             .err()
             .expect("refused")
             .to_string()
     };
-    assert!(refused(&[(1, 1), (3, 1)], None, None).contains("entry 3 follows entry 1"));
-    assert!(refused(&[(5, 1)], None, None).contains("entry 5 follows entry 0"));
-    assert!(refused(&[(5, 1)], Some((3, 1)), None).contains("entry 5 follows entry 3"));
-    assert!(refused(&[(1, 2), (2, 1)], None, None).contains("term 1 follows"));
-    assert!(refused(&[(1, 1)], None, raft_log_id(2, 1)).contains("commit mark 2"));
+    assert!(refused(&[(1, 1), (3, 1)], None).contains("entry 3 follows entry 1"));
+    assert!(refused(&[(5, 1)], None).contains("begins with entry 5"));
+    assert!(refused(&[(5, 1)], Some((3, 1))).contains("entry 5 follows entry 3"));
+    assert!(refused(&[(1, 2), (2, 1)], None).contains("term 1 follows"));
+}
+
+/// A follower with entries that were never committed gets a snapshot, and the power fails between
+/// the commit mark of the snapshot and the purge of those entries.
+#[tokio::test]
+async fn a_commit_mark_of_no_entry_in_the_log_is_not_believed() {
+    let entries: Vec<_> = (1..=9).map(|index| (index, 2)).collect();
+    let believed = async |index, term| {
+        let mut log = recover(&entries, None, raft_log_id(index, term)).unwrap();
+        log.read_committed().await.unwrap()
+    };
+    assert_eq!(believed(7, 2).await, raft_log_id(7, 2));
+    assert_eq!(believed(7, 3).await, None);
+    assert_eq!(believed(10, 3).await, None);
+}
+
+/// Opens a log as if this had been found in it.
+fn recover(
+    entries: &[(u64, u64)],
+    purged: Option<(u64, u64)>,
+    committed: Option<LogId>,
+) -> Result<LogStore> {
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, mut recovered) = open_wal(dir.path(), 1);
+    let meta = |&(index, term)| kv_wal::EntryMeta {
+        index,
+        term,
+        payload_len: 2,
+    };
+    recovered.entries = entries.iter().map(meta).collect();
+    recovered.purged = purged;
+    recovered.committed = Some(encoding::encode_committed(committed.as_ref()));
+    LogStore::open(wal, recovered, 0)
+}
+
+#[tokio::test]
+async fn a_failed_fsync_is_reported_and_nothing_is_accepted_after_it() {
+    let fs = FaultFs::new();
+    let (mut log, _wal) = open_faulty(&fs);
+    append(&mut log, [entry(1, 1, 10)]).await;
+    fs.fail_sync(0, Fault::Io);
+    let (sender, flushed) = TypeConfig::oneshot();
+    log.append([entry(2, 1, 10)], IOFlushed::signal(sender))
+        .await
+        .unwrap();
+    flushed.await.unwrap().unwrap_err();
+    assert_eq!(log.flushed_index(), 1);
+    log.save_vote(&Vote::new(2, 1)).await.unwrap_err();
+    log.append([entry(3, 1, 10)], IOFlushed::noop())
+        .await
+        .unwrap_err();
+}
+
+/// Cuts the power at every operation of a run; what was reported as durable must be there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_anywhere_keeps_every_vote_and_entry_that_was_reported_durable() {
+    let first_fault = {
+        let fs = FaultFs::new();
+        open_faulty(&fs).1.close().unwrap();
+        fs.operation_count()
+    };
+    for fault in 0..30 {
+        let fs = FaultFs::new();
+        let (mut log, _wal) = open_faulty(&fs);
+        fs.fail_at(first_fault + fault, Fault::PowerCut);
+        let (mut vote_kept, mut entries_kept) = (None, 0);
+        for term in 1..=5u64 {
+            let vote = Vote::new(term, 1);
+            if log.save_vote(&vote).await.is_err() {
+                break;
+            }
+            vote_kept = Some(vote);
+            let (sender, flushed) = TypeConfig::oneshot();
+            let new = [entry(2 * term - 1, term, 100), entry(2 * term, term, 100)];
+            if log.append(new, IOFlushed::signal(sender)).await.is_err() {
+                break;
+            }
+            if !matches!(flushed.await, Ok(Ok(()))) {
+                break;
+            }
+            entries_kept = 2 * term;
+            let _ = log.save_committed(raft_log_id(2 * term, term)).await;
+        }
+        for seed in 0..3 {
+            let (mut log, _wal) = open_faulty(&fs.power_cut(seed));
+            let vote = log.read_vote().await.unwrap();
+            assert!(
+                vote >= vote_kept,
+                "fault {fault}: vote {vote:?}, reported {vote_kept:?}"
+            );
+            let found = entries(&mut log).await;
+            let expected: Vec<_> = (1..=10u64)
+                .map(|index| (index, index.div_ceil(2)))
+                .collect();
+            assert_eq!(found, expected[..found.len()], "fault {fault}");
+            assert!(
+                found.len() as u64 >= entries_kept,
+                "fault {fault}: {} entries",
+                found.len()
+            );
+        }
+    }
 }

@@ -243,7 +243,7 @@ pub(crate) fn workload(wal: &Wal, history: &mut History, seed: u64, rounds: u64)
                 let (index, term, _) = model.entries[model.entries.len() / 2];
                 records.push(Record::Purge { index, term });
             }
-            5 if round > rounds / 2 && random.below(2) == 0 => {
+            5 if round > rounds / 2 && random.below(3) == 0 => {
                 // As after a snapshot from the leader: behind everything there is.
                 records.push(Record::Purge {
                     index: model.next + 5,
@@ -261,7 +261,7 @@ pub(crate) fn workload(wal: &Wal, history: &mut History, seed: u64, rounds: u64)
             let len = match random.below(16) {
                 0 => 5_000,
                 1 => 0,
-                n => n * 40,
+                n => n * 120,
             };
             records.push(entry(next, term, len as usize));
             next += 1;
