@@ -121,6 +121,9 @@ func (p *pair) directedCases() []func() error {
 		func() error {
 			return p.once("Maintenance.HashKV", &pb.HashKVRequest{Revision: p.revision + 1})
 		},
+		func() error {
+			return p.compactTo(&pb.CompactionRequest{Revision: p.revision + 1, Physical: true})
+		},
 		send("Health.Check", &healthpb.HealthCheckRequest{Service: "no such service"}),
 	}
 }
