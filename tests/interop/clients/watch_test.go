@@ -121,7 +121,9 @@ func TestWatchResumesAfterKill(t *testing.T) {
 		const n = 60
 		ch := e.cli.Watch(e.ctx, e.prefix, clientv3.WithPrefix(), clientv3.WithCreatedNotify())
 		<-ch
+		written := make(chan struct{})
 		go func() {
+			defer close(written)
 			for i := range n {
 				if i%20 == 10 {
 					e.srv.Kill()
@@ -146,7 +148,7 @@ func TestWatchResumesAfterKill(t *testing.T) {
 			}
 		}()
 		last, revision := -1, int64(0)
-		for last < n-1 {
+		deliver := func() {
 			for _, ev := range next(e, ch).Events {
 				var i int
 				_, err := fmt.Sscanf(string(ev.Kv.Value), "%d", &i)
@@ -160,7 +162,14 @@ func TestWatchResumesAfterKill(t *testing.T) {
 				last, revision = i, ev.Kv.ModRevision
 			}
 		}
+		for last < n-1 {
+			deliver()
+		}
+		<-written
 		got := e.get("k").Kvs[0]
+		for revision < got.ModRevision { // the last put may have been repeated
+			deliver()
+		}
 		want(e, "last value", string(got.Value), fmt.Sprintf("%03d", n-1))
 		want(e, "last revision", got.ModRevision, revision)
 	})

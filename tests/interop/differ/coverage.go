@@ -143,8 +143,18 @@ func (c *coverage) report(w io.Writer) (missing []string) {
 				fmt.Fprintf(w, "  %8d %s\n", c.items[s.name][item], item)
 			}
 		}
+		for _, name := range s.errors {
+			note := ""
+			if c.errors[s.name][name] == 0 {
+				note = "  MISSING"
+				missing = append(missing, s.name+" error "+name)
+			}
+			fmt.Fprintf(w, "  %8d error %s%s\n", c.errors[s.name][name], name, note)
+		}
 		for _, name := range sortedKeys(c.errors[s.name]) {
-			fmt.Fprintf(w, "  %8d error %s\n", c.errors[s.name][name], name)
+			if !contains(s.errors, name) {
+				fmt.Fprintf(w, "  %8d error %s\n", c.errors[s.name][name], name)
+			}
 		}
 	}
 	fmt.Fprintln(w, "errors over all RPCs")

@@ -172,6 +172,25 @@ func (p *pair) keepAlive(id int64) error {
 	return err
 }
 
+// checkRestored checks a lease after a restart, which gives it its whole time from the moment the member leads again.
+// That moment is each server's own, so the lease is then renewed on both.
+func (p *pair) checkRestored(l *leaseState, sinceKill time.Duration) error {
+	inspect := func(_ int, m proto.Message) string {
+		resp := m.(*pb.LeaseTimeToLiveResponse)
+		least := resp.GrantedTTL - int64(sinceKill.Seconds()) - 2
+		if resp.TTL < least || resp.TTL > resp.GrantedTTL+5 {
+			return fmt.Sprintf("a restored lease must have at least %d s left", least)
+		}
+		resp.TTL = resp.GrantedTTL
+		return ""
+	}
+	req := &pb.LeaseTimeToLiveRequest{ID: l.name, Keys: true}
+	if _, err := p.do(call{rpc: "Lease.LeaseTimeToLive", req: req, inspect: inspect}); err != nil {
+		return err
+	}
+	return p.keepAlive(l.name)
+}
+
 // orderSlack is how far apart two expiries must be for the order of LeaseLeases to be certain.
 const orderSlack = 2 * time.Second
 

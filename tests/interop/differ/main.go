@@ -162,6 +162,7 @@ func (p *pair) restart() error {
 	if err := p.finishCompaction(); err != nil {
 		return err
 	}
+	killed := time.Now()
 	for _, s := range p.sides {
 		if s.keepAlive != nil {
 			s.keepAliveCancel()
@@ -177,7 +178,9 @@ func (p *pair) restart() error {
 		}
 	}
 	for _, l := range p.leases {
-		l.renewed()
+		if err := p.checkRestored(l, time.Since(killed)); err != nil {
+			return err
+		}
 	}
 	return p.compareAll()
 }

@@ -27,86 +27,23 @@ func (p *pair) metadata() metadata.MD {
 	return nil
 }
 
-// directedEvery spreads the directed cases over a run.
-const directedEvery = 100
-
-// directedStep sends the next case of a fixed list: what the generator draws too seldom to be sure of in a short run.
-func (p *pair) directedStep() error {
-	one := func(change func(*pb.RangeRequest)) func() error {
-		return func() error {
-			r := &pb.RangeRequest{Key: []byte("k/"), RangeEnd: []byte("k0")}
-			change(r)
-			return p.rangeStream(r)
-		}
-	}
-	watch := func(req *pb.WatchCreateRequest) func() error {
-		return func() error {
-			if len(p.streams) == 0 {
-				if ws, err := p.openStream(); err != nil || ws == nil {
-					return err
-				}
-			}
-			return p.createWatch(pick(p, p.streams...), req)
-		}
-	}
-	cases := []func() error{
-		one(func(r *pb.RangeRequest) { r.SortOrder = 3 }),
-		one(func(r *pb.RangeRequest) { r.SortTarget = -1 }),
-		one(func(r *pb.RangeRequest) { r.SortOrder, r.SortTarget = pb.RangeRequest_DESCEND, pb.RangeRequest_KEY }),
-		one(func(r *pb.RangeRequest) { r.MinModRevision = 1 }),
-		one(func(r *pb.RangeRequest) { r.MaxModRevision = p.revision }),
-		one(func(r *pb.RangeRequest) { r.MinCreateRevision = 1 }),
-		one(func(r *pb.RangeRequest) { r.MaxCreateRevision = p.revision }),
-		one(func(r *pb.RangeRequest) { r.KeysOnly, r.Limit, r.Serializable = true, 15, true }),
-		one(func(r *pb.RangeRequest) { r.CountOnly, r.Limit = true, 2 }),
-		one(func(r *pb.RangeRequest) { r.SortTarget, r.Limit = pb.RangeRequest_VALUE, 3 }),
-		func() error {
-			return p.once("Lease.LeaseGrant", &pb.LeaseGrantRequest{ID: 0x70000, TTL: leaseTTLMax + 1})
-		},
-		watch(&pb.WatchCreateRequest{Key: []byte("k/a/0"), Filters: []pb.WatchCreateRequest_FilterType{7}}),
-		watch(&pb.WatchCreateRequest{Key: []byte("k/"), RangeEnd: []byte("k"), StartRevision: 1}),
-		watch(&pb.WatchCreateRequest{Key: []byte("k/"), StartRevision: -1}),
-		func() error {
-			if len(p.streams) > 0 {
-				p.sendWatch(p.streams[0], &pb.WatchRequest{})
-				p.cov.request("Watch.Watch", &pb.WatchRequest{})
-			}
-			return nil
-		},
-		p.badClientVersion,
-		p.unknownMethod,
-		p.oversized,
-		func() error { return p.fewScenarios(&p.expiries, 2, p.expiryScenario) },
-		func() error { return p.fewScenarios(&p.fragments, 4, p.fragmentScenario) },
-		func() error { return p.once("Maintenance.Defragment", &pb.DefragmentRequest{}) },
-		func() error { return p.once("Maintenance.Hash", &pb.HashRequest{}) },
-		func() error { return p.once("Maintenance.Status", &pb.StatusRequest{}) },
-		func() error {
-			return p.once("Maintenance.Alarm", &pb.AlarmRequest{Alarm: pb.AlarmType_NOSPACE, MemberID: 5})
-		},
-	}
-	next := cases[p.directed%len(cases)]
-	p.directed++
-	return next()
-}
-
 // step sends one generated request, or a few that belong together.
 func (p *pair) step() error {
 	if p.requests >= (p.directed+1)*directedEvery {
 		return p.directedStep()
 	}
 	switch n := p.rng.IntN(1000); {
-	case n < 300:
+	case n < 280:
 		return p.once("KV.Range", p.rangeRequest())
-	case n < 360:
+	case n < 340:
 		return p.rangeStream(p.streamRequest())
-	case n < 590:
+	case n < 570:
 		return p.once("KV.Put", p.putRequest())
-	case n < 660:
+	case n < 640:
 		return p.once("KV.DeleteRange", p.deleteRequest())
-	case n < 840:
+	case n < 820:
 		return p.once("KV.Txn", p.txnRequest(1))
-	case n < 910:
+	case n < 890:
 		return p.leaseStep()
 	case n < 942:
 		return p.watchStep()
@@ -279,9 +216,12 @@ func (p *pair) hashKV() error {
 	return err
 }
 
-// unknownMethod calls what no server has.
 func (p *pair) unknownMethod() error {
-	method := pick(p, "/etcdserverpb.KV/Frobnicate", "/etcdserverpb.Watch/Range", "/etcdserverpb.NoService/Range", "/kvd.Unknown/Call")
+	return p.callUnknown(pick(p, "/etcdserverpb.KV/Frobnicate", "/etcdserverpb.Watch/Range", "/etcdserverpb.NoService/Range", "/kvd.Unknown/Call"))
+}
+
+// callUnknown calls what no server has.
+func (p *pair) callUnknown(method string) error {
 	req := &pb.RangeRequest{Key: []byte("k")}
 	c := call{rpc: "KV.Range", req: req}
 	p.requests++
@@ -303,9 +243,12 @@ func (p *pair) unknownMethod() error {
 
 // oversized sends what exceeds the proposal limit or the gRPC message limit.
 func (p *pair) oversized() error {
-	size := pick(p, requestBytesMax+64<<10, messageBytesMax+64<<10)
-	big := make([]byte, size)
-	switch p.rng.IntN(4) {
+	return p.oversizedBy(pick(p, requestBytesMax, messageBytesMax), p.rng.IntN(4))
+}
+
+func (p *pair) oversizedBy(limit, kind int) error {
+	big := make([]byte, limit+64<<10)
+	switch kind {
 	case 0:
 		return p.once("KV.DeleteRange", &pb.DeleteRangeRequest{Key: big})
 	case 1:

@@ -1,0 +1,129 @@
+package main
+
+import (
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// directedEvery spreads the directed cases over a run: one each so many requests. The whole list fits into 3,000.
+const directedEvery = 40
+
+// directedStep sends the next case of a fixed list: what the generator draws too seldom to be sure of in a short run.
+func (p *pair) directedStep() error {
+	cases := p.directedCases()
+	next := cases[p.directed%len(cases)]
+	p.directed++
+	return next()
+}
+
+func (p *pair) directedCases() []func() error {
+	stream := func(change func(*pb.RangeRequest)) func() error {
+		return func() error {
+			r := &pb.RangeRequest{Key: []byte("k/"), RangeEnd: []byte("k0")}
+			change(r)
+			return p.rangeStream(r)
+		}
+	}
+	send := func(rpc string, req proto.Message) func() error {
+		return func() error { return p.once(rpc, req) }
+	}
+	txn := func(op *pb.RequestOp) func() error {
+		return send("KV.Txn", &pb.TxnRequest{Success: []*pb.RequestOp{op}})
+	}
+	onStream := func(do func(ws *watchStream) error) func() error {
+		return func() error {
+			if len(p.streams) == 0 {
+				if ws, err := p.openStream(); err != nil || ws == nil {
+					return err
+				}
+			}
+			return do(pick(p, p.streams...))
+		}
+	}
+	watch := func(req *pb.WatchCreateRequest) func() error {
+		return onStream(func(ws *watchStream) error { return p.createWatch(ws, req) })
+	}
+	k, key := []byte("k"), []byte("k/a/0")
+	return []func() error{
+		stream(func(r *pb.RangeRequest) { r.Key = nil }),
+		stream(func(r *pb.RangeRequest) { r.SortOrder = 3 }),
+		stream(func(r *pb.RangeRequest) { r.SortTarget = -1 }),
+		stream(func(r *pb.RangeRequest) { r.SortOrder, r.SortTarget = pb.RangeRequest_DESCEND, pb.RangeRequest_KEY }),
+		stream(func(r *pb.RangeRequest) { r.MinModRevision = 1 }),
+		stream(func(r *pb.RangeRequest) { r.MaxModRevision = p.revision }),
+		stream(func(r *pb.RangeRequest) { r.MinCreateRevision = 1 }),
+		stream(func(r *pb.RangeRequest) { r.MaxCreateRevision = p.revision }),
+		stream(func(r *pb.RangeRequest) { r.Revision = p.revision + 1 }),
+		stream(func(r *pb.RangeRequest) { r.Revision = max(1, p.compacted-1) }),
+		stream(func(r *pb.RangeRequest) { r.KeysOnly, r.Limit, r.Serializable = true, 15, true }),
+		stream(func(r *pb.RangeRequest) { r.CountOnly, r.Limit = true, 2 }),
+		stream(func(r *pb.RangeRequest) { r.SortTarget, r.Limit = pb.RangeRequest_VALUE, 3 }),
+		send("KV.Range", &pb.RangeRequest{}),
+		send("KV.Put", &pb.PutRequest{}),
+		send("KV.Put", &pb.PutRequest{Key: key, Lease: 5, IgnoreLease: true}),
+		send("KV.Put", &pb.PutRequest{Key: key, Value: k, IgnoreValue: true}),
+		send("KV.Put", &pb.PutRequest{Key: []byte("never put"), IgnoreValue: true}),
+		send("KV.DeleteRange", &pb.DeleteRangeRequest{}),
+		txn(putOp(&pb.PutRequest{Key: key, Lease: 5, IgnoreLease: true})),
+		txn(putOp(&pb.PutRequest{Key: key, Value: k, IgnoreValue: true})),
+		txn(putOp(&pb.PutRequest{Key: key, Lease: -0x7fff})),
+		txn(rangeOp(&pb.RangeRequest{Key: key, Revision: -1})),
+		txn(rangeOp(&pb.RangeRequest{Key: key, SortTarget: 5})),
+		func() error { return txn(rangeOp(&pb.RangeRequest{Key: key, Revision: p.revision + 1}))() },
+		func() error { return p.oversizedBy(requestBytesMax, 0) },
+		func() error { return p.oversizedBy(messageBytesMax, 0) },
+		func() error { return p.oversizedBy(requestBytesMax, 1) },
+		func() error { return p.oversizedBy(messageBytesMax, 1) },
+		func() error { return p.oversizedBy(requestBytesMax, 2) },
+		func() error { return p.oversizedBy(messageBytesMax, 2) },
+		func() error { return p.oversizedBy(requestBytesMax, 3) },
+		func() error { return p.oversizedBy(messageBytesMax, 3) },
+		send("Lease.LeaseGrant", &pb.LeaseGrantRequest{ID: 0x70000, TTL: leaseTTLMax + 1}),
+		send("Lease.LeaseRevoke", &pb.LeaseRevokeRequest{ID: 0x70000}),
+		send("Lease.LeaseTimeToLive", &pb.LeaseTimeToLiveRequest{ID: 0x70000, Keys: true}),
+		p.listLeases,
+		watch(&pb.WatchCreateRequest{Key: key, Filters: []pb.WatchCreateRequest_FilterType{7}, ProgressNotify: true}),
+		watch(&pb.WatchCreateRequest{Key: key, Filters: []pb.WatchCreateRequest_FilterType{0}, ProgressNotify: true}),
+		watch(&pb.WatchCreateRequest{Key: key, Filters: []pb.WatchCreateRequest_FilterType{1}, Fragment: true}),
+		watch(&pb.WatchCreateRequest{Key: []byte("k/"), RangeEnd: k, StartRevision: 1}),
+		watch(&pb.WatchCreateRequest{Key: []byte("k/"), StartRevision: -1}),
+		onStream(func(ws *watchStream) error {
+			if p.compacted < 2 {
+				return nil
+			}
+			return p.createWatch(ws, &pb.WatchCreateRequest{Key: k, StartRevision: p.compacted - 1})
+		}),
+		onStream(func(ws *watchStream) error {
+			for range 2 { // the second one is a duplicate at the latest
+				if err := p.createWatch(ws, &pb.WatchCreateRequest{Key: k, WatchId: 77}); err != nil || ws.gone {
+					return err
+				}
+			}
+			return p.cancelWatch(ws, 77)
+		}),
+		onStream(func(ws *watchStream) error {
+			p.sendWatch(ws, &pb.WatchRequest{})
+			p.cov.request("Watch.Watch", &pb.WatchRequest{})
+			return nil
+		}),
+		p.badClientVersion,
+		func() error { return p.callUnknown("/etcdserverpb.KV/Frobnicate") },
+		func() error { return p.callUnknown("/kvd.Unknown/Call") },
+		func() error { return p.fewScenarios(&p.expiries, 2, p.expiryScenario) },
+		func() error { return p.fewScenarios(&p.fragments, 4, p.fragmentScenario) },
+		send("Maintenance.Defragment", &pb.DefragmentRequest{}),
+		send("Maintenance.Hash", &pb.HashRequest{}),
+		send("Maintenance.Status", &pb.StatusRequest{}),
+		send("Maintenance.Alarm", &pb.AlarmRequest{Alarm: pb.AlarmType_NOSPACE, MemberID: 5}),
+		send("Maintenance.Alarm", &pb.AlarmRequest{Alarm: pb.AlarmType_CORRUPT}),
+		send("Maintenance.Alarm", &pb.AlarmRequest{Alarm: 9}),
+		func() error {
+			return p.once("Maintenance.HashKV", &pb.HashKVRequest{Revision: p.revision + 1})
+		},
+		func() error {
+			return p.compactTo(&pb.CompactionRequest{Revision: p.revision + 1, Physical: true})
+		},
+		send("Health.Check", &healthpb.HealthCheckRequest{Service: "no such service"}),
+	}
+}
