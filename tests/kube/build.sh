@@ -6,8 +6,8 @@ cd "$(dirname "$0")"
 
 parallel=${KUBE_BUILD_P:-2}
 
-# No C compiler is needed, and no debug information is kept: about a quarter of the work saved.
-# GOGC lets each compiler use some memory in place of collecting it again and again.
+# No C compiler is needed, and no debug information is kept. A higher GOGC saves about 8 % of the processor time and
+# costs memory: the linker, the largest, takes 2 GB at 400. From nothing it is some 8 minutes of processor time.
 export CGO_ENABLED=0 GOFLAGS="-mod=readonly -trimpath -buildvcs=false"
 export GOGC=${KUBE_BUILD_GOGC:-400}
 flags=(-p "$parallel" -gcflags=all=-dwarf=false)
