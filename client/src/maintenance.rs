@@ -1,0 +1,50 @@
+//! State and care of one member: make a client with a single endpoint to choose which.
+
+use kv_proto::etcdserverpb::{
+    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, HashKvRequest,
+    HashKvResponse, StatusRequest, StatusResponse, alarm_request::AlarmAction,
+    maintenance_client::MaintenanceClient,
+};
+
+use crate::{Client, error::Result, retry::Repeat};
+
+impl Client {
+    /// Versions, sizes, leader and raft positions of the member.
+    pub async fn status(&self) -> Result<StatusResponse> {
+        self.call(Repeat::Always, StatusRequest {}, |c, q| async move {
+            MaintenanceClient::new(c).status(q).await
+        })
+        .await
+    }
+
+    /// The hash of all history up to `revision`; 0 means the newest.
+    pub async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse> {
+        let request = HashKvRequest { revision };
+        self.call(Repeat::Always, request, |c, q| async move {
+            MaintenanceClient::new(c).hash_kv(q).await
+        })
+        .await
+    }
+
+    /// Gives free space of the member's store back to the file system.
+    pub async fn defragment(&self) -> Result<DefragmentResponse> {
+        let request = DefragmentRequest {};
+        self.call(Repeat::IfNotSent, request, |c, q| async move {
+            MaintenanceClient::new(c).defragment(q).await
+        })
+        .await
+    }
+
+    /// Lists, raises or clears alarms of the cluster.
+    pub async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse> {
+        let repeat = if request.action() == AlarmAction::Get {
+            Repeat::Always
+        } else {
+            Repeat::IfNotSent
+        };
+        self.call(repeat, request, |c, q| async move {
+            MaintenanceClient::new(c).alarm(q).await
+        })
+        .await
+    }
+}
