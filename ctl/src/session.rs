@@ -1,0 +1,165 @@
+//! What every command is given: its options, its printer, and clients made from them.
+
+use std::io::{self, Write};
+
+use kv_client::{Client, Config, Credentials, Tls};
+
+use crate::{
+    cli::Global,
+    exit::{self, Exit, Failure, Result},
+    printer::{Answer, Form, Printed},
+};
+
+/// The options of one run.
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    global: Global,
+    form: Form,
+}
+
+impl Session {
+    /// Checks the options that need no server. Errors: an unknown output form.
+    pub(crate) fn new(global: Global) -> Result<Session> {
+        let form = global.form()?;
+        Ok(Session { global, form })
+    }
+
+    /// The options as given.
+    pub(crate) fn global(&self) -> &Global {
+        &self.global
+    }
+
+    /// The chosen output form.
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
+    /// A client of all endpoints whose calls end after `--command-timeout`.
+    pub(crate) async fn client(&self) -> Result<Client> {
+        connect(self.config()?).await
+    }
+
+    /// A client whose calls wait for ever, for commands that etcdctl gives no timeout.
+    pub(crate) async fn patient_client(&self) -> Result<Client> {
+        connect(Config {
+            request_timeout: None,
+            ..self.config()?
+        })
+        .await
+    }
+
+    /// A client of one endpoint.
+    pub(crate) async fn client_of(&self, endpoint: &str) -> Result<Client> {
+        connect(Config {
+            endpoints: vec![endpoint.to_owned()],
+            ..self.config()?
+        })
+        .await
+    }
+
+    fn config(&self) -> Result<Config> {
+        let global = &self.global;
+        if !global.discovery_srv.is_empty() {
+            let message = "--discovery-srv is not supported yet; name the members with --endpoints";
+            return Err(Failure::new(Exit::BadFeature, message));
+        }
+        let mut endpoints: Vec<String> = global
+            .endpoints
+            .iter()
+            .map(|e| e.trim().to_owned())
+            .collect();
+        endpoints.retain(|e| !e.is_empty());
+        let defaults = Config::new(endpoints);
+        let at_most = |bytes: i64, default: usize| match usize::try_from(bytes) {
+            Ok(bytes) if bytes > 0 => bytes,
+            _ => default,
+        };
+        Ok(Config {
+            connect_timeout: global.dial_timeout,
+            request_timeout: Some(global.command_timeout),
+            keep_alive_interval: global.keepalive_time,
+            keep_alive_timeout: global.keepalive_timeout,
+            request_bytes_max: at_most(global.max_request_bytes, defaults.request_bytes_max),
+            response_bytes_max: at_most(global.max_recv_bytes, defaults.response_bytes_max),
+            tls: self.tls()?,
+            credentials: self.credentials()?,
+            ..defaults
+        })
+    }
+
+    fn tls(&self) -> Result<Option<Tls>> {
+        let global = &self.global;
+        for (flag, path) in [
+            ("cert", &global.cert),
+            ("key", &global.key),
+            ("cacert", &global.cacert),
+        ] {
+            if path.as_ref().is_some_and(|p| p.as_os_str().is_empty()) {
+                return Err(Failure::bad_args(format!(
+                    "empty string is passed to --{flag} option"
+                )));
+            }
+        }
+        let given = global.cert.is_some() || global.key.is_some() || global.cacert.is_some();
+        // Without certificates a bare host:port stays plain text; https needs no more than its scheme.
+        let https = global
+            .endpoints
+            .iter()
+            .any(|e| e.trim().starts_with("https://"));
+        let wanted =
+            given || !global.insecure_transport || (global.insecure_skip_tls_verify && https);
+        Ok(wanted.then(|| Tls {
+            ca_file: global.cacert.clone(),
+            cert_file: global.cert.clone(),
+            key_file: global.key.clone(),
+            skip_verify: global.insecure_skip_tls_verify,
+        }))
+    }
+
+    fn credentials(&self) -> Result<Option<Credentials>> {
+        let global = &self.global;
+        if !global.auth_jwt_token.is_empty() {
+            return Ok(Some(Credentials::Token(global.auth_jwt_token.clone())));
+        }
+        if global.user.is_empty() {
+            return Ok(None);
+        }
+        let (user, password) = match (global.password.as_str(), global.user.split_once(':')) {
+            ("", Some((user, password))) => (user, password),
+            ("", None) => {
+                let message = "the password is missing: give --user=name:password or --password";
+                return Err(Failure::bad_args(message));
+            }
+            (password, _) => (global.user.as_str(), password),
+        };
+        Ok(Some(Credentials::Password {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        }))
+    }
+
+    /// Prints an answer in the chosen form. Errors: the form does not exist for this answer.
+    pub(crate) fn print(&self, answer: &Answer<'_>) -> Result<()> {
+        let printed = self.form.print(answer, self.global.hex)?;
+        let Printed { out, err } = printed;
+        io::stderr().write_all(&err)?;
+        write_out(&out)
+    }
+}
+
+/// Writes all of `bytes` to standard output at once, so that answers of several tasks do not mix.
+pub(crate) fn write_out(bytes: &[u8]) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
+    Ok(stdout.flush()?)
+}
+
+async fn connect(config: Config) -> Result<Client> {
+    Client::connect(config).await.map_err(|error| {
+        let exit = match error {
+            kv_client::Error::Tls { .. } | kv_client::Error::TlsRefused(_) => Exit::BadArgs,
+            _ => Exit::BadConnection,
+        };
+        Failure::new(exit, exit::describe(&error))
+    })
+}
