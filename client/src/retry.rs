@@ -37,7 +37,7 @@ impl Repeat {
 
 /// How long to wait before the attempt after `attempts` failed ones; zero within a round of endpoints.
 pub(crate) fn pause(attempts: usize, endpoints: usize) -> Duration {
-    if attempts % endpoints != 0 {
+    if !attempts.is_multiple_of(endpoints) {
         return Duration::ZERO;
     }
     let rounds = (attempts / endpoints) as u32;

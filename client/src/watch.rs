@@ -172,8 +172,9 @@ impl Watcher {
             None => self.client.endpoints().current().0,
         };
         if error.wants_new_token() && !self.token_renewed {
+            let renewed = self.client.renew_token().await?;
             self.token_renewed = true;
-            if self.client.renew_token().await? {
+            if renewed {
                 return Ok(());
             }
         }

@@ -9,7 +9,9 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{
     ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
-    error::ErrorKind, parser::ValueSource,
+    builder::{OsStringValueParser, TypedValueParser},
+    error::ErrorKind,
+    parser::ValueSource,
 };
 
 use crate::{
@@ -22,6 +24,7 @@ use crate::{
     exit::{Exit, Failure, Result},
     number,
     printer::Form,
+    session::write_out,
 };
 
 /// Prefixes of environment variables; the first that is set counts.
@@ -97,13 +100,13 @@ pub(crate) struct Global {
     #[arg(long, global = true, hide = true)]
     pub(crate) insecure_skip_tls_verify: bool,
     /// The client's certificate
-    #[arg(long, global = true, hide = true)]
+    #[arg(long, global = true, hide = true, value_parser = path())]
     pub(crate) cert: Option<PathBuf>,
     /// The key of the client's certificate
-    #[arg(long, global = true, hide = true)]
+    #[arg(long, global = true, hide = true, value_parser = path())]
     pub(crate) key: Option<PathBuf>,
     /// The authorities that server certificates are verified with
-    #[arg(long, global = true, hide = true)]
+    #[arg(long, global = true, hide = true, value_parser = path())]
     pub(crate) cacert: Option<PathBuf>,
     /// A JWT, instead of user and password
     #[arg(long, global = true, hide = true, default_value = "")]
@@ -123,6 +126,21 @@ pub(crate) struct Global {
 }
 
 impl Global {
+    /// The options as they may be shown: without secrets.
+    pub(crate) fn redacted(&self) -> Global {
+        let hide = |secret: &str| if secret.is_empty() { "" } else { "***" }.to_owned();
+        let name = self
+            .user
+            .split_once(':')
+            .map_or(self.user.as_str(), |(name, _)| name);
+        Global {
+            user: name.to_owned(),
+            password: hide(&self.password),
+            auth_jwt_token: hide(&self.auth_jwt_token),
+            ..self.clone()
+        }
+    }
+
     /// The output form. Errors: [`Exit::BadFeature`] if there is no such form.
     pub(crate) fn form(&self) -> Result<Form> {
         Form::from_name(&self.write_out).ok_or_else(|| {
@@ -133,6 +151,11 @@ impl Global {
             Failure::new(Exit::BadFeature, message)
         })
     }
+}
+
+/// A path that may be empty here, so that the message about it can name the flag.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// The verbs.
@@ -259,10 +282,9 @@ fn usage(error: clap::Error) -> Failure {
     match error.kind() {
         ErrorKind::DisplayHelp
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-        | ErrorKind::DisplayVersion => {
-            print!("{text}");
-            Failure::silent(Exit::ClosedPipe)
-        }
+        | ErrorKind::DisplayVersion => write_out(text.as_bytes())
+            .err()
+            .unwrap_or(Failure::silent(Exit::ClosedPipe)),
         _ => Failure::new(
             Exit::Error,
             text.strip_prefix("error: ").unwrap_or(&text).trim_end(),
@@ -360,6 +382,13 @@ mod tests {
             assert_eq!(failure.exit.code(), 1, "{line}");
             assert!(failure.message.is_some(), "{line}");
         }
+    }
+
+    #[test]
+    fn what_debug_shows_holds_no_secret() {
+        let line = "get a --debug --user=me:secret1 --password=secret2 --auth-jwt-token=secret3";
+        let shown = format!("{:?}", parsed(line, &[]).unwrap().global.redacted());
+        assert!(shown.contains("me") && !shown.contains("secret"), "{shown}");
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
     }
     let session = Session::new(cli.global)?;
     if session.global().debug {
-        eprintln!("{:#?}", session.global());
+        eprintln!("{:#?}", session.global().redacted());
     }
     match cli.command {
         Command::Get(args) => get::run(&session, args).await,

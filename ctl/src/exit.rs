@@ -110,6 +110,14 @@ pub(crate) fn describe(error: &kv_client::Error) -> String {
     format!("{error}; {hint}")
 }
 
+/// The client's error in the few words etcdctl has for it, for outputs that programs read.
+pub(crate) fn brief(error: &kv_client::Error) -> String {
+    match error {
+        kv_client::Error::Timeout { .. } => "context deadline exceeded".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 /// Tells the failure, if any, and turns the result into the exit code.
 pub(crate) fn finish(result: Result<()>) -> ExitCode {
     let Err(failure) = result else {

@@ -148,7 +148,7 @@ pub(crate) fn words(line: &str) -> Result<Vec<Vec<u8>>, String> {
             c if is_space(c) => rest = after,
             _ => {
                 let end = rest.find(is_space).unwrap_or(rest.len());
-                found.push(rest[..end].as_bytes().to_vec());
+                found.push(rest.as_bytes()[..end].to_vec());
                 rest = &rest[end..];
             }
         }

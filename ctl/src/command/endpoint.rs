@@ -129,7 +129,12 @@ async fn check(session: &Session, endpoint: String) -> Health {
         .await;
     let took = number::duration(start.elapsed());
     let error = match read {
-        Err(error) if !error.is_permission_denied() => exit::describe(&error),
+        Err(error) if !error.is_permission_denied() => {
+            if matches!(error, kv_client::Error::Timeout { .. }) {
+                eprintln!("{endpoint}: {}", exit::describe(&error));
+            }
+            exit::brief(&error)
+        }
         _ => alarms(&client).await,
     };
     Health {

@@ -118,7 +118,7 @@ impl Fields {
 
     /// A header that is missing shows as zeros; a revision of zero is not shown.
     fn header(&mut self, header: &Option<ResponseHeader>) {
-        let header = header.clone().unwrap_or_default();
+        let header = header.unwrap_or_default();
         self.id("ClusterID", header.cluster_id);
         self.id("MemberID", header.member_id);
         if header.revision > 0 {

@@ -192,7 +192,7 @@ fn members(o: &mut Object, response: &MemberListResponse) {
 }
 
 fn members_in_hex(o: &mut Object, response: &MemberListResponse) {
-    let header = response.header.clone().unwrap_or_default();
+    let header = response.header.unwrap_or_default();
     o.value(
         "header",
         object(|o| {

@@ -10,8 +10,7 @@ use super::Answer;
 /// Leases print as their header alone and `lease revoke` as nothing: etcdctl's peculiarities, kept
 /// because scripts parse them. A watch response leaves out its id and reason.
 pub(super) fn print(answer: &Answer<'_>) -> Option<Vec<u8>> {
-    let header =
-        |header: &Option<ResponseHeader>| header.clone().unwrap_or_default().encode_to_vec();
+    let header = |header: &Option<ResponseHeader>| header.unwrap_or_default().encode_to_vec();
     Some(match answer {
         Answer::Get { response, .. } => response.encode_to_vec(),
         Answer::Put(response) => response.encode_to_vec(),

@@ -155,7 +155,7 @@ fn txn_shows_each_step() {
         succeeded: true,
         responses: vec![
             step(Response::ResponsePut(PutResponse {
-                header: inner.clone(),
+                header: inner,
                 prev_kv: None,
             })),
             step(Response::ResponseRange(RangeResponse {
