@@ -53,7 +53,10 @@ impl CompactionHandle {
     ///
     /// Errors: [`Error::Closed`] if the store goes away first; the compaction resumes when it is opened.
     pub async fn wait(mut self) -> Result<()> {
-        let finished = self.finished.wait_for(|finished| *finished >= self.revision).await;
+        let finished = self
+            .finished
+            .wait_for(|finished| *finished >= self.revision)
+            .await;
         finished.map(|_| ()).map_err(|_| Error::Closed)
     }
 
@@ -107,8 +110,14 @@ struct Job {
 
 enum Phase {
     Keep,
-    Hash { view: View, hasher: KvHasher, from: Vec<u8> },
-    Drop { from: Box<[u8]> },
+    Hash {
+        view: View,
+        hasher: KvHasher,
+        from: Vec<u8>,
+    },
+    Drop {
+        from: Box<[u8]>,
+    },
 }
 
 /// What a step made of a job.
@@ -126,15 +135,24 @@ impl Store {
         let _writer = self.writer.lock();
         let (current, compacted) = (self.revision(), self.compacted());
         let refused = if revision <= compacted {
-            Some(Error::Compacted { requested: revision, compacted })
+            Some(Error::Compacted {
+                requested: revision,
+                compacted,
+            })
         } else if revision > current {
-            Some(Error::FutureRevision { requested: revision, current })
+            Some(Error::FutureRevision {
+                requested: revision,
+                current,
+            })
         } else {
             None
         };
         let mut ops = Vec::new();
         if refused.is_none() {
-            ops.push(meta(SCHEDULED_KEY, &Revision::new(revision, 0).key(Change::Put)));
+            ops.push(meta(
+                SCHEDULED_KEY,
+                &Revision::new(revision, 0).key(Change::Put),
+            ));
         }
         self.mark_ops(mark, &mut ops);
         self.backend.write(ops);
@@ -143,15 +161,21 @@ impl Store {
         }
         self.raise_compacted(revision);
         let previous_finished = self.compactor.pending() == 0;
-        self.compactor.add(Job::new(revision, compacted, previous_finished));
-        Ok(CompactionHandle { revision, finished: self.compactor.finished.subscribe() })
+        self.compactor
+            .add(Job::new(revision, compacted, previous_finished));
+        Ok(CompactionHandle {
+            revision,
+            finished: self.compactor.finished.subscribe(),
+        })
     }
 
     /// Takes one step of the oldest unfinished compaction: about a slice's worth of work.
     ///
     /// For [`CompactionDriver::Caller`]; one caller at a time. Errors leave the step to be taken again.
     pub fn compact_step(&self) -> Result<CompactionStep> {
-        let Some(job) = self.compactor.take() else { return Ok(CompactionStep::Idle) };
+        let Some(job) = self.compactor.take() else {
+            return Ok(CompactionStep::Idle);
+        };
         let retry = job.restarted();
         match self.advance(job) {
             Ok(Progress::Continue(job)) => self.compactor.put_back(job),
@@ -161,7 +185,11 @@ impl Store {
                 return Err(error);
             }
         }
-        Ok(if self.compactor.pending() > 0 { CompactionStep::More } else { CompactionStep::Idle })
+        Ok(if self.compactor.pending() > 0 {
+            CompactionStep::More
+        } else {
+            CompactionStep::Idle
+        })
     }
 
     /// Queues the compaction that a crash interrupted and starts the thread.
@@ -169,22 +197,32 @@ impl Store {
         if let Some(revision) = scheduled
             && scheduled > finished
         {
-            self.compactor.add(Job::new(revision, finished.unwrap_or(-1), false));
+            self.compactor
+                .add(Job::new(revision, finished.unwrap_or(-1), false));
         }
         if self.compactor.options.compaction_driver == CompactionDriver::Thread {
             let store = Arc::downgrade(self);
             let shared = Arc::clone(&self.compactor.shared);
             let pause = self.compactor.options.compaction_pause;
-            let spawned = thread::Builder::new().name("compactor".into()).spawn(move || run(&store, &shared, pause));
+            let spawned = thread::Builder::new()
+                .name("compactor".into())
+                .spawn(move || run(&store, &shared, pause));
             match spawned {
                 Ok(thread) => *self.compactor.thread.lock() = Some(thread),
-                Err(error) => tracing::error!(%error, "cannot start the compaction thread; nothing will be removed"),
+                Err(error) => {
+                    tracing::error!(%error, "cannot start the compaction thread; nothing will be removed")
+                }
             }
         }
     }
 
     fn advance(&self, job: Job) -> Result<Progress> {
-        let Job { revision, previous, phase, hash } = job;
+        let Job {
+            revision,
+            previous,
+            phase,
+            hash,
+        } = job;
         let slice = self.compactor.options.compaction_slice;
         let (phase, hash) = match phase {
             Phase::Keep => {
@@ -195,26 +233,55 @@ impl Store {
                 }
                 kept.finish();
                 let hasher = KvHasher::new(previous, revision, kept);
-                (Phase::Hash { view: self.backend.view()?, hasher, from: Vec::new() }, hash)
+                (
+                    Phase::Hash {
+                        view: self.backend.view()?,
+                        hasher,
+                        from: Vec::new(),
+                    },
+                    hash,
+                )
             }
-            Phase::Hash { view, mut hasher, from } => match hash::feed_slice(&view, &mut hasher, &from, slice)? {
+            Phase::Hash {
+                view,
+                mut hasher,
+                from,
+            } => match hash::feed_slice(&view, &mut hasher, &from, slice)? {
                 Some(from) => (Phase::Hash { view, hasher, from }, hash),
-                None => (Phase::Drop { from: Box::default() }, Some(hasher.sum())),
+                None => (
+                    Phase::Drop {
+                        from: Box::default(),
+                    },
+                    Some(hasher.sum()),
+                ),
             },
             Phase::Drop { from } => match self.drop_some(from, revision, slice) {
                 Some(from) => (Phase::Drop { from }, hash),
                 None => {
-                    self.backend.write(vec![meta(FINISHED_KEY, &Revision::new(revision, 0).key(Change::Put))]);
+                    self.backend.write(vec![meta(
+                        FINISHED_KEY,
+                        &Revision::new(revision, 0).key(Change::Put),
+                    )]);
                     if let Some(hash) = hash {
                         let hash_revision = revision;
-                        self.hashes.remember(HashKv { hash, revision, compact_revision: previous, hash_revision });
+                        self.hashes.remember(HashKv {
+                            hash,
+                            revision,
+                            compact_revision: previous,
+                            hash_revision,
+                        });
                     }
                     self.compactor.finished.send_replace(revision);
                     return Ok(Progress::Finished);
                 }
             },
         };
-        Ok(Progress::Continue(Job { revision, previous, phase, hash }))
+        Ok(Progress::Continue(Job {
+            revision,
+            previous,
+            phase,
+            hash,
+        }))
     }
 
     /// Removes what the keys from `from` on need no more, until about `slice` revisions went; returns where to go on.
@@ -224,14 +291,22 @@ impl Store {
         while let Some(from) = &next
             && dropped.len() < slice
         {
-            next = self.index.write().compact(from, revision, SLICE_KEYS, |change| dropped.push(change));
+            next = self
+                .index
+                .write()
+                .compact(from, revision, SLICE_KEYS, |change| dropped.push(change));
         }
-        self.compactor.removed.fetch_add(dropped.len() as u64, Ordering::Relaxed);
+        self.compactor
+            .removed
+            .fetch_add(dropped.len() as u64, Ordering::Relaxed);
         // A key with a long history gives more than a slice; the engine gets it in pieces.
         for dropped in dropped.chunks(slice.max(1)) {
             let deletes = dropped.iter().flat_map(|(revision, change)| {
                 let key = Bytes::copy_from_slice(&revision.key(*change));
-                [Op::Delete(Keyspace::Rev, key.clone()), Op::Delete(Keyspace::Index, key)]
+                [
+                    Op::Delete(Keyspace::Rev, key.clone()),
+                    Op::Delete(Keyspace::Index, key),
+                ]
             });
             self.backend.write(deletes.collect());
         }
@@ -243,15 +318,25 @@ impl Job {
     fn new(revision: i64, previous: i64, previous_finished: bool) -> Job {
         let phase = match previous_finished {
             true => Phase::Keep,
-            false => Phase::Drop { from: Box::default() },
+            false => Phase::Drop {
+                from: Box::default(),
+            },
         };
-        Job { revision, previous, phase, hash: None }
+        Job {
+            revision,
+            previous,
+            phase,
+            hash: None,
+        }
     }
 
     /// The job from the beginning of its phase, for when a step of it fails.
     fn restarted(&self) -> Job {
         let hashes = matches!(self.phase, Phase::Keep | Phase::Hash { .. });
-        Job { hash: self.hash, ..Job::new(self.revision, self.previous, hashes) }
+        Job {
+            hash: self.hash,
+            ..Job::new(self.revision, self.previous, hashes)
+        }
     }
 }
 

@@ -72,7 +72,10 @@ impl Store {
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv> {
         // Also for revision 0, which a compaction at 0 has hashed: so does etcd.
         if let Some(known) = self.hashes.find(revision) {
-            return Ok(HashKv { revision: self.revision(), ..known });
+            return Ok(HashKv {
+                revision: self.revision(),
+                ..known
+            });
         }
         let (view, current, compacted) = {
             // No compaction begins in between.
@@ -80,10 +83,16 @@ impl Store {
             (self.backend.view()?, self.revision(), self.compacted())
         };
         if revision > 0 && revision < compacted {
-            return Err(Error::Compacted { requested: revision, compacted });
+            return Err(Error::Compacted {
+                requested: revision,
+                compacted,
+            });
         }
         if revision > current {
-            return Err(Error::FutureRevision { requested: revision, current });
+            return Err(Error::FutureRevision {
+                requested: revision,
+                current,
+            });
         }
         let hash_revision = if revision == 0 { current } else { revision };
         let mut kept = Kept::default();
@@ -97,8 +106,15 @@ impl Store {
             self.check_not_compacted(hash_revision)?;
         }
         let mut hasher = KvHasher::new(compacted, hash_revision, kept);
-        view.scan(Keyspace::Rev, &[], None, &mut |key, value| hasher.feed(key, value))?;
-        Ok(HashKv { hash: hasher.crc, revision: current, compact_revision: compacted, hash_revision })
+        view.scan(Keyspace::Rev, &[], None, &mut |key, value| {
+            hasher.feed(key, value)
+        })?;
+        Ok(HashKv {
+            hash: hasher.crc,
+            revision: current,
+            compact_revision: compacted,
+            hash_revision,
+        })
     }
 
     /// The checksum of every keyspace that etcd has too, under etcd's names, with the current revision.
@@ -124,26 +140,38 @@ impl Store {
     }
 
     /// Adds to `kept` what a compaction at `revision` keeps of the keys from `from` on; returns where to go on.
-    pub(crate) fn keep_slice(&self, from: &[u8], revision: i64, compacted: i64, kept: &mut Kept) -> Option<Box<[u8]>> {
+    pub(crate) fn keep_slice(
+        &self,
+        from: &[u8],
+        revision: i64,
+        compacted: i64,
+        kept: &mut Kept,
+    ) -> Option<Box<[u8]>> {
         let mut next = None;
         let mut visited = 0;
-        self.index.read().walk(Span { start: from, end: None }, |key, revisions| {
-            if visited == SLICE_KEYS {
-                next = Some(key.into());
-                return ControlFlow::Break(());
-            }
-            visited += 1;
-            match revisions.keep(revision) {
-                Some(revision) => {
-                    kept.any = true;
-                    if revision.main <= compacted {
-                        kept.revisions.push(revision);
-                    }
+        self.index.read().walk(
+            Span {
+                start: from,
+                end: None,
+            },
+            |key, revisions| {
+                if visited == SLICE_KEYS {
+                    next = Some(key.into());
+                    return ControlFlow::Break(());
                 }
-                None => kept.any |= kept.tombstones && revisions.keeps_tombstone(revision),
-            }
-            ControlFlow::Continue(())
-        });
+                visited += 1;
+                match revisions.keep(revision) {
+                    Some(revision) => {
+                        kept.any = true;
+                        if revision.main <= compacted {
+                            kept.revisions.push(revision);
+                        }
+                    }
+                    None => kept.any |= kept.tombstones && revisions.keeps_tombstone(revision),
+                }
+                ControlFlow::Continue(())
+            },
+        );
         next
     }
 }
@@ -174,14 +202,21 @@ impl CompactionHashes {
     }
 
     fn find(&self, revision: i64) -> Option<HashKv> {
-        self.hashes.lock().iter().find(|hash| hash.hash_revision == revision).copied()
+        self.hashes
+            .lock()
+            .iter()
+            .find(|hash| hash.hash_revision == revision)
+            .copied()
     }
 }
 
 impl Kept {
     /// For a compaction, which keeps tombstones at its revision.
     pub(crate) fn with_tombstones() -> Kept {
-        Kept { tombstones: true, ..Kept::default() }
+        Kept {
+            tombstones: true,
+            ..Kept::default()
+        }
     }
 
     pub(crate) fn finish(&mut self) {
@@ -191,12 +226,20 @@ impl Kept {
 
 impl KvHasher {
     pub(crate) fn new(compacted: i64, revision: i64, kept: Kept) -> KvHasher {
-        KvHasher { crc: crc32c::crc32c(b"key"), compacted, revision, kept, passed: 0 }
+        KvHasher {
+            crc: crc32c::crc32c(b"key"),
+            compacted,
+            revision,
+            kept,
+            passed: 0,
+        }
     }
 
     /// Adds a pair if it counts; breaks behind the last revision that does.
     pub(crate) fn feed(&mut self, key: &[u8], value: &[u8]) -> ControlFlow<()> {
-        let Some((revision, change)) = Revision::decode(key) else { return ControlFlow::Continue(()) };
+        let Some((revision, change)) = Revision::decode(key) else {
+            return ControlFlow::Continue(());
+        };
         if revision.main > self.revision {
             return ControlFlow::Break(());
         }
@@ -216,7 +259,12 @@ impl KvHasher {
     }
 
     fn is_kept(&mut self, revision: Revision) -> bool {
-        while self.kept.revisions.get(self.passed).is_some_and(|kept| *kept < revision) {
+        while self
+            .kept
+            .revisions
+            .get(self.passed)
+            .is_some_and(|kept| *kept < revision)
+        {
             self.passed += 1;
         }
         self.kept.revisions.get(self.passed) == Some(&revision)

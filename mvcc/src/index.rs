@@ -64,13 +64,23 @@ const _: () = assert!(size_of::<Entry>() == 40);
 impl Index {
     pub(crate) fn new() -> Index {
         let leaves = BTreeMap::from([(Box::default(), Leaf::default())]);
-        Index { leaves, keys: 0, live: 0, heap_bytes: 0 }
+        Index {
+            leaves,
+            keys: 0,
+            live: 0,
+            heap_bytes: 0,
+        }
     }
 
     /// The revisions of `key`.
     pub(crate) fn get(&self, key: &[u8]) -> Option<&KeyIndex> {
-        let (_, leaf) = self.leaves.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
-        leaf.search(key).ok().map(|position| &leaf.entries[position].revisions)
+        let (_, leaf) = self
+            .leaves
+            .range::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
+            .next_back()?;
+        leaf.search(key)
+            .ok()
+            .map(|position| &leaf.entries[position].revisions)
     }
 
     /// Adds a change that is newer than every other; a tombstone's key must exist.
@@ -83,7 +93,14 @@ impl Index {
     ///
     /// `created` and `version` count only if it is the first one of its key, since compaction may have removed those
     /// before. Returns `false`, and changes nothing, for a tombstone of a key that a tombstone has deleted already.
-    pub(crate) fn restore(&mut self, key: &[u8], revision: Revision, change: Change, created: i64, version: i64) -> bool {
+    pub(crate) fn restore(
+        &mut self,
+        key: &[u8],
+        revision: Revision,
+        change: Change,
+        created: i64,
+        version: i64,
+    ) -> bool {
         let (_, leaf) = self
             .leaves
             .range_mut::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
@@ -116,7 +133,13 @@ impl Index {
                 let revisions = KeyIndex::first(revision, change, created, version);
                 let live = usize::from(revisions.is_live());
                 self.heap_bytes += key.len() + revisions.heap_bytes();
-                self.heap_bytes += leaf.insert(position, Entry { key: key.into(), revisions });
+                self.heap_bytes += leaf.insert(
+                    position,
+                    Entry {
+                        key: key.into(),
+                        revisions,
+                    },
+                );
                 leaf.live += live;
                 self.keys += 1;
                 self.live += live;
@@ -126,14 +149,22 @@ impl Index {
         if leaf.entries.len() == LEAF_KEYS_MAX {
             // Keys that come in order leave full leaves behind.
             let is_last = leaf.entries[LEAF_KEYS_MAX - 1].key[..] == *key;
-            let upper = leaf.split_at(if is_last { LEAF_KEYS_MAX - 1 } else { LEAF_KEYS_MAX / 2 });
+            let upper = leaf.split_at(if is_last {
+                LEAF_KEYS_MAX - 1
+            } else {
+                LEAF_KEYS_MAX / 2
+            });
             self.leaves.insert(upper.entries[0].key.clone(), upper);
         }
         true
     }
 
     /// Visits the keys of `span` in order, deleted ones included, until told to stop.
-    pub(crate) fn walk<'a>(&'a self, span: Span<'_>, mut visit: impl FnMut(&'a [u8], &'a KeyIndex) -> ControlFlow<()>) {
+    pub(crate) fn walk<'a>(
+        &'a self,
+        span: Span<'_>,
+        mut visit: impl FnMut(&'a [u8], &'a KeyIndex) -> ControlFlow<()>,
+    ) {
         for leaf in self.leaves_from(span.start) {
             let (from, to) = leaf.bounds(span);
             for entry in &leaf.entries[from..to] {
@@ -148,7 +179,12 @@ impl Index {
     }
 
     /// Counts the keys of `span` that exist at `at`, and returns where to go on after about `steps_max` steps.
-    pub(crate) fn count(&self, span: Span<'_>, at: i64, steps_max: usize) -> (usize, Option<Box<[u8]>>) {
+    pub(crate) fn count(
+        &self,
+        span: Span<'_>,
+        at: i64,
+        steps_max: usize,
+    ) -> (usize, Option<Box<[u8]>>) {
         let mut count = 0;
         let mut steps = 0;
         for leaf in self.leaves_from(span.start) {
@@ -162,7 +198,10 @@ impl Index {
                 count += leaf.live;
                 steps += 1;
             } else {
-                count += leaf.entries[from..to].iter().filter(|entry| entry.revisions.get(at).is_some()).count();
+                count += leaf.entries[from..to]
+                    .iter()
+                    .filter(|entry| entry.revisions.get(at).is_some())
+                    .count();
                 steps += to - from;
             }
             if to < leaf.entries.len() {
@@ -195,11 +234,19 @@ impl Index {
         keys_max: usize,
         mut dropped: impl FnMut(Dropped),
     ) -> Option<Box<[u8]>> {
-        let first = self.leaves.range::<[u8], _>((Bound::Unbounded, Bound::Included(from))).next_back()?.0.clone();
+        let first = self
+            .leaves
+            .range::<[u8], _>((Bound::Unbounded, Bound::Included(from)))
+            .next_back()?
+            .0
+            .clone();
         let mut visited = 0;
         let mut small = Vec::new();
         let mut next = None;
-        for (separator, leaf) in self.leaves.range_mut::<[u8], _>((Bound::Included(&first[..]), Bound::Unbounded)) {
+        for (separator, leaf) in self
+            .leaves
+            .range_mut::<[u8], _>((Bound::Included(&first[..]), Bound::Unbounded))
+        {
             if visited >= keys_max {
                 next = Some(separator.clone());
                 break;
@@ -208,9 +255,14 @@ impl Index {
             let before = leaf.heap_bytes();
             leaf.entries.retain_mut(|entry| {
                 let heap_before = entry.revisions.heap_bytes();
-                let stays = entry.revisions.compact(at, |revision, change| dropped((revision, change)));
+                let stays = entry
+                    .revisions
+                    .compact(at, |revision, change| dropped((revision, change)));
                 match stays {
-                    true => self.heap_bytes = self.heap_bytes + entry.revisions.heap_bytes() - heap_before,
+                    true => {
+                        self.heap_bytes =
+                            self.heap_bytes + entry.revisions.heap_bytes() - heap_before
+                    }
                     false => {
                         self.keys -= 1;
                         self.heap_bytes -= heap_before + entry.key.len();
@@ -248,41 +300,78 @@ impl Index {
     }
 
     /// Panics if an invariant of the module does not hold.
-    #[cfg(any(test, debug_assertions))]
     pub(crate) fn check_invariants(&self) {
         let mut previous: Option<&[u8]> = None;
         let (mut keys, mut live, mut heap_bytes) = (0, 0, 0);
         for (separator, leaf) in &self.leaves {
-            assert!(separator.is_empty() || !leaf.entries.is_empty(), "an empty leaf at {separator:?}");
-            assert!(previous.is_none_or(|key| key < &separator[..]), "separator {separator:?} is not above {previous:?}");
+            assert!(
+                separator.is_empty() || !leaf.entries.is_empty(),
+                "an empty leaf at {separator:?}"
+            );
+            assert!(
+                previous.is_none_or(|key| key < &separator[..]),
+                "separator {separator:?} is not above {previous:?}"
+            );
             for entry in &leaf.entries {
-                assert!(entry.key[..] >= separator[..], "{:?} is below its separator {separator:?}", entry.key);
-                assert!(previous.is_none_or(|key| key < &entry.key[..]), "{:?} is not above {previous:?}", entry.key);
-                assert!(entry.revisions.modified().main <= leaf.modified, "leaf {separator:?} is newer than it says");
+                assert!(
+                    entry.key[..] >= separator[..],
+                    "{:?} is below its separator {separator:?}",
+                    entry.key
+                );
+                assert!(
+                    previous.is_none_or(|key| key < &entry.key[..]),
+                    "{:?} is not above {previous:?}",
+                    entry.key
+                );
+                assert!(
+                    entry.revisions.modified().main <= leaf.modified,
+                    "leaf {separator:?} is newer than it says"
+                );
                 entry.revisions.check_invariants();
                 previous = Some(&entry.key);
                 heap_bytes += entry.key.len() + entry.revisions.heap_bytes();
             }
-            let leaf_live = leaf.entries.iter().filter(|entry| entry.revisions.is_live()).count();
-            assert!(leaf.live == leaf_live, "leaf {separator:?} has {leaf_live} live keys, not {}", leaf.live);
+            let leaf_live = leaf
+                .entries
+                .iter()
+                .filter(|entry| entry.revisions.is_live())
+                .count();
+            assert!(
+                leaf.live == leaf_live,
+                "leaf {separator:?} has {leaf_live} live keys, not {}",
+                leaf.live
+            );
             keys += leaf.entries.len();
             live += leaf.live;
             heap_bytes += leaf.heap_bytes();
         }
         assert!(self.keys == keys, "{keys} keys, not {}", self.keys);
         assert!(self.live == live, "{live} live keys, not {}", self.live);
-        assert!(self.heap_bytes == heap_bytes, "{heap_bytes} bytes, not {}", self.heap_bytes);
+        assert!(
+            self.heap_bytes == heap_bytes,
+            "{heap_bytes} bytes, not {}",
+            self.heap_bytes
+        );
     }
 
     fn leaves_from(&self, start: &[u8]) -> impl Iterator<Item = &Leaf> {
-        let first = self.leaves.range::<[u8], _>((Bound::Unbounded, Bound::Included(start))).next_back();
-        let from = first.map_or(Bound::Unbounded, |(separator, _)| Bound::Included(&separator[..]));
-        self.leaves.range::<[u8], _>((from, Bound::Unbounded)).map(|(_, leaf)| leaf)
+        let first = self
+            .leaves
+            .range::<[u8], _>((Bound::Unbounded, Bound::Included(start)))
+            .next_back();
+        let from = first.map_or(Bound::Unbounded, |(separator, _)| {
+            Bound::Included(&separator[..])
+        });
+        self.leaves
+            .range::<[u8], _>((from, Bound::Unbounded))
+            .map(|(_, leaf)| leaf)
     }
 
     /// Moves the few keys of a leaf into the one before it, if they fit; an empty leaf goes in any case.
     fn join_to_previous(&mut self, separator: &[u8]) {
-        let Some(leaf) = self.leaves.remove(separator) else { return };
+        let Some(leaf) = self.leaves.remove(separator) else {
+            return;
+        };
         let (_, previous) = self
             .leaves
             .range_mut::<[u8], _>((Bound::Unbounded, Bound::Excluded(separator)))
@@ -303,23 +392,33 @@ impl Index {
 
 impl Span<'_> {
     /// Every key.
-    pub(crate) const ALL: Span<'static> = Span { start: &[], end: None };
+    pub(crate) const ALL: Span<'static> = Span {
+        start: &[],
+        end: None,
+    };
 }
 
 impl Leaf {
     fn search(&self, key: &[u8]) -> Result<usize, usize> {
-        self.entries.binary_search_by(|entry| entry.key[..].cmp(key))
+        self.entries
+            .binary_search_by(|entry| entry.key[..].cmp(key))
     }
 
     /// Positions of the first key of `span` and of the first one behind it.
     fn bounds(&self, span: Span<'_>) -> (usize, usize) {
-        let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else { return (0, 0) };
+        let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else {
+            return (0, 0);
+        };
         let from = match &first.key[..] >= span.start {
             true => 0,
-            false => self.entries.partition_point(|entry| &entry.key[..] < span.start),
+            false => self
+                .entries
+                .partition_point(|entry| &entry.key[..] < span.start),
         };
         let to = match span.end {
-            Some(end) if &last.key[..] >= end => self.entries.partition_point(|entry| &entry.key[..] < end),
+            Some(end) if &last.key[..] >= end => {
+                self.entries.partition_point(|entry| &entry.key[..] < end)
+            }
             Some(_) | None => self.entries.len(),
         };
         (from, to.max(from))
@@ -344,9 +443,16 @@ impl Leaf {
         entries.extend(self.entries.drain(position..));
         self.entries.shrink_to(position);
         debug_assert!(entries.len() == moved);
-        let live = entries.iter().filter(|entry| entry.revisions.is_live()).count();
+        let live = entries
+            .iter()
+            .filter(|entry| entry.revisions.is_live())
+            .count();
         self.live -= live;
-        Leaf { entries, live, modified: self.modified }
+        Leaf {
+            entries,
+            live,
+            modified: self.modified,
+        }
     }
 
     fn heap_bytes(&self) -> usize {

@@ -26,7 +26,12 @@ use crate::revision::{Change, Revision};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum KeyIndex {
     /// One revision, a put.
-    One { main: i64, created: i64, sub: u32, version: NonZeroU32 },
+    One {
+        main: i64,
+        created: i64,
+        sub: u32,
+        version: NonZeroU32,
+    },
     /// Anything else.
     Many(Box<History>),
 }
@@ -66,22 +71,43 @@ impl KeyIndex {
     /// The first known revision of a key: its create, or what a compaction left.
     ///
     /// `created` and `version` are ignored for a tombstone.
-    pub(crate) fn first(revision: Revision, change: Change, created: i64, version: i64) -> KeyIndex {
+    pub(crate) fn first(
+        revision: Revision,
+        change: Change,
+        created: i64,
+        version: i64,
+    ) -> KeyIndex {
         let entry = Entry::new(revision, change);
-        match (change, u32::try_from(version).ok().and_then(NonZeroU32::new)) {
-            (Change::Put, Some(version)) => KeyIndex::One { main: entry.main, created, sub: entry.sub, version },
-            (Change::Put, None) => {
-                KeyIndex::Many(Box::new(History { revisions: vec![entry], created, version, newest: 0 }))
-            }
-            (Change::Tombstone, _) => {
-                KeyIndex::Many(Box::new(History { revisions: vec![entry], created: 0, version: 1, newest: 1 }))
-            }
+        match (
+            change,
+            u32::try_from(version).ok().and_then(NonZeroU32::new),
+        ) {
+            (Change::Put, Some(version)) => KeyIndex::One {
+                main: entry.main,
+                created,
+                sub: entry.sub,
+                version,
+            },
+            (Change::Put, None) => KeyIndex::Many(Box::new(History {
+                revisions: vec![entry],
+                created,
+                version,
+                newest: 0,
+            })),
+            (Change::Tombstone, _) => KeyIndex::Many(Box::new(History {
+                revisions: vec![entry],
+                created: 0,
+                version: 1,
+                newest: 1,
+            })),
         }
     }
 
     /// Adds a put, which opens a generation if the key does not exist.
     pub(crate) fn put(&mut self, revision: Revision) {
-        self.history(revision).revisions.push(Entry::new(revision, Change::Put));
+        self.history(revision)
+            .revisions
+            .push(Entry::new(revision, Change::Put));
     }
 
     /// Adds a tombstone, which ends the open generation; `false` and no change if the key does not exist.
@@ -90,7 +116,9 @@ impl KeyIndex {
             return false;
         }
         let history = self.history(revision);
-        history.revisions.push(Entry::new(revision, Change::Tombstone));
+        history
+            .revisions
+            .push(Entry::new(revision, Change::Tombstone));
         history.newest = history.revisions.len();
         true
     }
@@ -118,14 +146,19 @@ impl KeyIndex {
     /// The key as of the newest revision.
     pub(crate) fn latest(&self) -> Option<KeyState> {
         match self {
-            KeyIndex::One { main, created, sub, version } => Some(KeyState {
+            KeyIndex::One {
+                main,
+                created,
+                sub,
+                version,
+            } => Some(KeyState {
                 modified: Revision::new(*main, i64::from(*sub)),
                 created: *created,
                 version: i64::from(version.get()),
             }),
-            KeyIndex::Many(history) => {
-                self.is_live().then(|| history.state(history.revisions.len() - 1))
-            }
+            KeyIndex::Many(history) => self
+                .is_live()
+                .then(|| history.state(history.revisions.len() - 1)),
         }
     }
 
@@ -169,8 +202,12 @@ impl KeyIndex {
     ///
     /// Returns `false` if nothing is left, and the key must leave the index.
     pub(crate) fn compact(&mut self, at: i64, mut dropped: impl FnMut(Revision, Change)) -> bool {
-        let KeyIndex::Many(history) = self else { return true };
-        let Some(position) = history.position(at) else { return true };
+        let KeyIndex::Many(history) = self else {
+            return true;
+        };
+        let Some(position) = history.position(at) else {
+            return true;
+        };
         let last = history.revisions[position];
         let keep_from = match last.change {
             Change::Tombstone if last.main < at => position + 1,
@@ -195,7 +232,12 @@ impl KeyIndex {
         if let [only] = history.revisions[..]
             && only.change == Change::Put
         {
-            *self = KeyIndex::first(only.revision(), Change::Put, history.created, history.version);
+            *self = KeyIndex::first(
+                only.revision(),
+                Change::Put,
+                history.created,
+                history.version,
+            );
         }
         true
     }
@@ -207,7 +249,9 @@ impl KeyIndex {
 
     /// Whether the newest revision `<= at` is a tombstone at exactly `at`, which compaction keeps and HashKV skips.
     pub(crate) fn keeps_tombstone(&self, at: i64) -> bool {
-        let KeyIndex::Many(history) = self else { return false };
+        let KeyIndex::Many(history) = self else {
+            return false;
+        };
         history.position(at).is_some_and(|position| {
             let entry = history.revisions[position];
             entry.main == at && entry.change == Change::Tombstone
@@ -218,27 +262,46 @@ impl KeyIndex {
     pub(crate) fn heap_bytes(&self) -> usize {
         match self {
             KeyIndex::One { .. } => 0,
-            KeyIndex::Many(history) => size_of::<History>() + history.revisions.capacity() * size_of::<Entry>(),
+            KeyIndex::Many(history) => {
+                size_of::<History>() + history.revisions.capacity() * size_of::<Entry>()
+            }
         }
     }
 
     /// Panics if an invariant of the module does not hold.
-    #[cfg(any(test, debug_assertions))]
     pub(crate) fn check_invariants(&self) {
-        let KeyIndex::Many(history) = self else { return };
-        assert!(!history.revisions.is_empty(), "a key index without a revision");
+        let KeyIndex::Many(history) = self else {
+            return;
+        };
+        assert!(
+            !history.revisions.is_empty(),
+            "a key index without a revision"
+        );
         for pair in history.revisions.windows(2) {
-            assert!(pair[0].revision() < pair[1].revision(), "{} is not below {}", pair[0].revision(), pair[1].revision());
+            assert!(
+                pair[0].revision() < pair[1].revision(),
+                "{} is not below {}",
+                pair[0].revision(),
+                pair[1].revision()
+            );
         }
         let newest = history
             .revisions
             .iter()
             .rposition(|entry| entry.change == Change::Tombstone)
             .map_or(0, |position| position + 1);
-        assert!(history.newest == newest, "newest generation begins at {newest}, not {}", history.newest);
+        assert!(
+            history.newest == newest,
+            "newest generation begins at {newest}, not {}",
+            history.newest
+        );
         for pair in history.revisions.windows(2) {
             if pair[0].change == Change::Tombstone {
-                assert!(pair[1].change == Change::Put, "two tombstones in a row at {}", pair[1].revision());
+                assert!(
+                    pair[1].change == Change::Put,
+                    "two tombstones in a row at {}",
+                    pair[1].revision()
+                );
             }
         }
     }
@@ -247,10 +310,25 @@ impl KeyIndex {
     fn history(&mut self, next: Revision) -> &mut History {
         let modified = self.modified();
         assert!(next > modified, "revision {next} is not above {modified}");
-        if let KeyIndex::One { main, created, sub, version } = *self {
+        if let KeyIndex::One {
+            main,
+            created,
+            sub,
+            version,
+        } = *self
+        {
             let mut revisions = Vec::with_capacity(2);
-            revisions.push(Entry { main, sub, change: Change::Put });
-            *self = KeyIndex::Many(Box::new(History { revisions, created, version: i64::from(version.get()), newest: 0 }));
+            revisions.push(Entry {
+                main,
+                sub,
+                change: Change::Put,
+            });
+            *self = KeyIndex::Many(Box::new(History {
+                revisions,
+                created,
+                version: i64::from(version.get()),
+                newest: 0,
+            }));
         }
         match self {
             KeyIndex::Many(history) => history,
@@ -266,7 +344,9 @@ impl History {
         if self.revisions[self.revisions.len() - 1].main <= at {
             return Some(self.revisions.len() - 1);
         }
-        self.revisions.partition_point(|entry| entry.main <= at).checked_sub(1)
+        self.revisions
+            .partition_point(|entry| entry.main <= at)
+            .checked_sub(1)
     }
 
     /// The key as `revisions[position]` left it; of a tombstone, what it ended.
@@ -275,21 +355,32 @@ impl History {
             self.newest
         } else {
             let before = &self.revisions[..position];
-            before.iter().rposition(|entry| entry.change == Change::Tombstone).map_or(0, |tombstone| tombstone + 1)
+            before
+                .iter()
+                .rposition(|entry| entry.change == Change::Tombstone)
+                .map_or(0, |tombstone| tombstone + 1)
         };
         let (created, first_version) = match start {
             0 => (self.created, self.version),
             _ => (self.revisions[start].main, 1),
         };
         let offset = i64::try_from(position - start).expect("a vector's length fits i64");
-        KeyState { modified: self.revisions[position].revision(), created, version: first_version + offset }
+        KeyState {
+            modified: self.revisions[position].revision(),
+            created,
+            version: first_version + offset,
+        }
     }
 }
 
 impl Entry {
     fn new(revision: Revision, change: Change) -> Entry {
         let sub = u32::try_from(revision.sub).expect("a transaction has fewer than 2^32 changes");
-        Entry { main: revision.main, sub, change }
+        Entry {
+            main: revision.main,
+            sub,
+            change,
+        }
     }
 
     fn revision(&self) -> Revision {

@@ -107,7 +107,11 @@ impl RangeQuery {
             return None;
         }
         // One more than asked for says whether there is more.
-        Some(usize::try_from(self.limit).unwrap_or(usize::MAX).saturating_add(1))
+        Some(
+            usize::try_from(self.limit)
+                .unwrap_or(usize::MAX)
+                .saturating_add(1),
+        )
     }
 
     /// Most keys to answer.
@@ -127,14 +131,26 @@ impl RangeQuery {
 
     /// Whether a filter is set.
     pub(crate) fn has_filters(&self) -> bool {
-        [self.min_mod_revision, self.max_mod_revision, self.min_create_revision, self.max_create_revision] != [0; 4]
+        [
+            self.min_mod_revision,
+            self.max_mod_revision,
+            self.min_create_revision,
+            self.max_create_revision,
+        ] != [0; 4]
     }
 
     /// Whether the filters let a key through.
     pub(crate) fn admits(&self, state: &KeyState) -> bool {
         let within = |value, min, max| (min == 0 || min <= value) && (max == 0 || value <= max);
-        within(state.modified.main, self.min_mod_revision, self.max_mod_revision)
-            && within(state.created, self.min_create_revision, self.max_create_revision)
+        within(
+            state.modified.main,
+            self.min_mod_revision,
+            self.max_mod_revision,
+        ) && within(
+            state.created,
+            self.min_create_revision,
+            self.max_create_revision,
+        )
     }
 
     /// Sorts what comes in key order; `state` reads what an element is sorted by, and the value is none of it.
@@ -175,7 +191,10 @@ impl RangeQuery {
 pub(crate) fn span(range: &KeyRange) -> Option<Span<'_>> {
     match range {
         KeyRange::Single(_) => None,
-        KeyRange::Bounded { start, end } => Some(Span { start, end: Some(end) }),
+        KeyRange::Bounded { start, end } => Some(Span {
+            start,
+            end: Some(end),
+        }),
         KeyRange::From(start) => Some(Span { start, end: None }),
     }
 }

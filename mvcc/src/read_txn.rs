@@ -118,10 +118,23 @@ impl Store {
         let mut overtaken = 0;
         loop {
             let (current, revision) = self.readable(query.revision)?;
-            let txn = ReadTxn { store: self, revision, reach };
+            let txn = ReadTxn {
+                store: self,
+                revision,
+                reach,
+            };
             match txn.range(query) {
-                Ok(answer) => return Ok(answer.map(|answer| RangeAnswer { revision: current, ..answer })),
-                Err(Error::Compacted { .. }) if query.revision <= 0 && overtaken < OVERTAKEN_MAX => overtaken += 1,
+                Ok(answer) => {
+                    return Ok(answer.map(|answer| RangeAnswer {
+                        revision: current,
+                        ..answer
+                    }));
+                }
+                Err(Error::Compacted { .. })
+                    if query.revision <= 0 && overtaken < OVERTAKEN_MAX =>
+                {
+                    overtaken += 1
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -132,7 +145,10 @@ impl Store {
         let current = self.revision();
         let revision = if asked <= 0 { current } else { asked };
         if revision > current {
-            return Err(Error::FutureRevision { requested: revision, current });
+            return Err(Error::FutureRevision {
+                requested: revision,
+                current,
+            });
         }
         self.check_not_compacted(revision)?;
         Ok((current, revision))
@@ -142,13 +158,22 @@ impl Store {
     pub(crate) fn check_not_compacted(&self, revision: i64) -> Result<()> {
         let compacted = self.compacted();
         if revision < compacted {
-            return Err(Error::Compacted { requested: revision, compacted });
+            return Err(Error::Compacted {
+                requested: revision,
+                compacted,
+            });
         }
         Ok(())
     }
 
     /// The keys of `range` that exist at `revision`: one slice of them, from `from` on.
-    pub(crate) fn slice(&self, span: Span<'_>, revision: i64, hits_max: usize, keys: Keys) -> Slice {
+    pub(crate) fn slice(
+        &self,
+        span: Span<'_>,
+        revision: i64,
+        hits_max: usize,
+        keys: Keys,
+    ) -> Slice {
         let mut hits = Vec::new();
         let mut key_bytes = Vec::new();
         let mut ends = Vec::new();
@@ -161,7 +186,10 @@ impl Store {
             }
             visited += 1;
             if let Some(state) = revisions.get(revision) {
-                hits.push(Hit { state, key: Bytes::new() });
+                hits.push(Hit {
+                    state,
+                    key: Bytes::new(),
+                });
                 if keys == Keys::Copy {
                     key_bytes.extend_from_slice(key);
                     ends.push(key_bytes.len());
@@ -183,7 +211,14 @@ impl Store {
     pub(crate) fn count(&self, span: Span<'_>, revision: i64) -> usize {
         let (mut count, mut next) = self.index.read().count(span, revision, COUNT_STEPS);
         while let Some(start) = next {
-            let (more, after) = self.index.read().count(Span { start: &start, end: span.end }, revision, COUNT_STEPS);
+            let (more, after) = self.index.read().count(
+                Span {
+                    start: &start,
+                    end: span.end,
+                },
+                revision,
+                COUNT_STEPS,
+            );
             count += more;
             next = after;
         }
@@ -196,9 +231,14 @@ impl Store {
         if self.cache.fill(revisions, &mut records) == 0 {
             return Ok(records);
         }
-        let mut missing: Vec<usize> = (0..records.len()).filter(|position| records[*position].is_none()).collect();
+        let mut missing: Vec<usize> = (0..records.len())
+            .filter(|position| records[*position].is_none())
+            .collect();
         missing.sort_unstable_by_key(|position| revisions[*position]);
-        let mut keys: Vec<RevKey> = missing.iter().map(|position| revisions[*position].key(Change::Put)).collect();
+        let mut keys: Vec<RevKey> = missing
+            .iter()
+            .map(|position| revisions[*position].key(Change::Put))
+            .collect();
         keys.dedup();
         let found = self.backend.get_revisions(&keys)?;
         let mut at = 0;
@@ -227,11 +267,16 @@ impl Store {
 
     /// The error for a record that the index names and the engine lacks.
     pub(crate) fn lost(&self, revision: Revision) -> Error {
-        self.damage(format!("the key index names revision {revision}, and {} has no value for it", Keyspace::Rev.name()))
+        self.damage(format!(
+            "the key index names revision {revision}, and {} has no value for it",
+            Keyspace::Rev.name()
+        ))
     }
 
     pub(crate) fn unreadable(&self, revision: Revision) -> Error {
-        self.damage(format!("the value of revision {revision} is not a KeyValue"))
+        self.damage(format!(
+            "the value of revision {revision} is not a KeyValue"
+        ))
     }
 }
 
@@ -239,10 +284,13 @@ impl ReadTxn<'_> {
     fn range(&self, query: &RangeQuery) -> Result<Option<RangeAnswer>> {
         let answer = match span(&query.range) {
             None => self.single(query)?,
-            Some(span) if query.count_only => {
-                Some(RangeAnswer { count: self.count(span), ..RangeAnswer::default() })
+            Some(span) if query.count_only => Some(RangeAnswer {
+                count: self.count(span),
+                ..RangeAnswer::default()
+            }),
+            Some(span) if query.is_key_order() && !query.has_filters() => {
+                self.in_key_order(query, span)?
             }
-            Some(span) if query.is_key_order() && !query.has_filters() => self.in_key_order(query, span)?,
             Some(span) => self.sorted(query, span)?,
         };
         self.store.check_not_compacted(self.revision)?;
@@ -251,24 +299,44 @@ impl ReadTxn<'_> {
 
     fn single(&self, query: &RangeQuery) -> Result<Option<RangeAnswer>> {
         let key = query.range.start();
-        let state = self.store.index.read().get(key).and_then(|revisions| revisions.get(self.revision));
+        let state = self
+            .store
+            .index
+            .read()
+            .get(key)
+            .and_then(|revisions| revisions.get(self.revision));
         let hits = match state {
-            Some(state) => vec![Hit { state, key: key.clone() }],
+            Some(state) => vec![Hit {
+                state,
+                key: key.clone(),
+            }],
             None => vec![],
         };
         let count = to_count(hits.len());
         if query.count_only {
-            return Ok(Some(RangeAnswer { count, ..RangeAnswer::default() }));
+            return Ok(Some(RangeAnswer {
+                count,
+                ..RangeAnswer::default()
+            }));
         }
-        let hits: Vec<Hit> = hits.into_iter().filter(|hit| query.admits(&hit.state)).collect();
+        let hits: Vec<Hit> = hits
+            .into_iter()
+            .filter(|hit| query.admits(&hit.state))
+            .collect();
         let mut kvs = Vec::with_capacity(hits.len());
-        Ok(self.read(query, &hits, &mut kvs)?.then(|| finish(query, kvs, count)))
+        Ok(self
+            .read(query, &hits, &mut kvs)?
+            .then(|| finish(query, kvs, count)))
     }
 
     /// The common case: values are fetched slice by slice, so that the answer is all that grows.
     fn in_key_order(&self, query: &RangeQuery, span: Span<'_>) -> Result<Option<RangeAnswer>> {
         let read_limit = query.read_limit().unwrap_or(usize::MAX);
-        let keys = if query.skips_values() { Keys::Copy } else { Keys::Skip };
+        let keys = if query.skips_values() {
+            Keys::Copy
+        } else {
+            Keys::Skip
+        };
         let mut kvs = Vec::new();
         let mut slice = self.store.slice(span, self.revision, read_limit, keys);
         loop {
@@ -276,7 +344,10 @@ impl ReadTxn<'_> {
                 return Ok(None);
             }
             let Some(next) = slice.next else { break };
-            let rest = Span { start: &next, end: span.end };
+            let rest = Span {
+                start: &next,
+                end: span.end,
+            };
             if kvs.len() >= read_limit {
                 let count = to_count(kvs.len()) + self.count(rest);
                 return Ok(Some(finish(query, kvs, count)));
@@ -284,7 +355,9 @@ impl ReadTxn<'_> {
             if self.reach == Reach::Memory {
                 return Ok(None);
             }
-            slice = self.store.slice(rest, self.revision, read_limit - kvs.len(), keys);
+            slice = self
+                .store
+                .slice(rest, self.revision, read_limit - kvs.len(), keys);
         }
         let count = to_count(kvs.len());
         Ok(Some(finish(query, kvs, count)))
@@ -292,7 +365,11 @@ impl ReadTxn<'_> {
 
     /// Finds all keys, filters and sorts them by what the index knows, and reads only the values that are answered.
     fn sorted(&self, query: &RangeQuery, span: Span<'_>) -> Result<Option<RangeAnswer>> {
-        let keys = if query.skips_values() { Keys::Copy } else { Keys::Skip };
+        let keys = if query.skips_values() {
+            Keys::Copy
+        } else {
+            Keys::Skip
+        };
         let read_limit = query.read_limit().unwrap_or(usize::MAX);
         let mut slice = self.store.slice(span, self.revision, read_limit, keys);
         let mut hits = std::mem::take(&mut slice.hits);
@@ -302,11 +379,25 @@ impl ReadTxn<'_> {
             if self.reach == Reach::Memory {
                 return Ok(None);
             }
-            slice = self.store.slice(Span { start: next, end: span.end }, self.revision, read_limit - hits.len(), keys);
+            slice = self.store.slice(
+                Span {
+                    start: next,
+                    end: span.end,
+                },
+                self.revision,
+                read_limit - hits.len(),
+                keys,
+            );
             hits.append(&mut slice.hits);
         }
         let count = match &slice.next {
-            Some(next) => to_count(hits.len()) + self.count(Span { start: next, end: span.end }),
+            Some(next) => {
+                to_count(hits.len())
+                    + self.count(Span {
+                        start: next,
+                        end: span.end,
+                    })
+            }
             None => to_count(hits.len()),
         };
         let kvs = arrange(query, hits, |hits, kvs| self.read(query, hits, kvs))?;
@@ -337,7 +428,10 @@ impl ReadTxn<'_> {
             for (revision, record) in revisions.into_iter().zip(records) {
                 match record {
                     Some(record) => {
-                        kvs.push(record::decode_value(&record).ok_or_else(|| self.store.unreadable(revision))?);
+                        kvs.push(
+                            record::decode_value(&record)
+                                .ok_or_else(|| self.store.unreadable(revision))?,
+                        );
                     }
                     None => {
                         self.store.check_not_compacted(self.revision)?;
@@ -397,27 +491,48 @@ impl RangeStream {
     pub fn next_chunk(&mut self, keys_max: usize) -> Result<RangeChunk> {
         let limit = self.query.answer_limit().unwrap_or(usize::MAX);
         let wanted = keys_max.max(1).min(limit - self.given);
-        let txn = ReadTxn { store: &self.store, revision: self.revision, reach: Reach::Engine };
+        let txn = ReadTxn {
+            store: &self.store,
+            revision: self.revision,
+            reach: Reach::Engine,
+        };
         let Some(bounds) = span(&self.query.range) else {
             let answer = match std::mem::replace(&mut self.position, Position::End) {
-                Position::Start => txn.range(&self.query)?.expect("a read with no bounds answers"),
+                Position::Start => txn
+                    .range(&self.query)?
+                    .expect("a read with no bounds answers"),
                 Position::At(_) | Position::End => return Ok(RangeChunk::default()),
             };
-            return Ok(RangeChunk { kvs: answer.kvs, end: Some(RangeEnd { count: answer.count, more: answer.more }) });
+            return Ok(RangeChunk {
+                kvs: answer.kvs,
+                end: Some(RangeEnd {
+                    count: answer.count,
+                    more: answer.more,
+                }),
+            });
         };
         let mut start = match &self.position {
             Position::Start => Some(bounds.start.into()),
             Position::At(key) => Some(key.clone()),
             Position::End => return Ok(RangeChunk::default()),
         };
-        let keys = if self.query.skips_values() { Keys::Copy } else { Keys::Skip };
+        let keys = if self.query.skips_values() {
+            Keys::Copy
+        } else {
+            Keys::Skip
+        };
         let mut kvs = Vec::new();
         while let Some(from) = &start
             && kvs.len() < wanted
             && !self.query.count_only
         {
-            let rest = Span { start: from, end: bounds.end };
-            let slice = self.store.slice(rest, self.revision, wanted - kvs.len(), keys);
+            let rest = Span {
+                start: from,
+                end: bounds.end,
+            };
+            let slice = self
+                .store
+                .slice(rest, self.revision, wanted - kvs.len(), keys);
             txn.read(&self.query, &slice.hits, &mut kvs)?;
             start = slice.next;
         }
@@ -429,11 +544,20 @@ impl RangeStream {
                 None
             }
             Some(from) => {
-                let rest = txn.count(Span { start: &from, end: bounds.end });
+                let rest = txn.count(Span {
+                    start: &from,
+                    end: bounds.end,
+                });
                 let more = rest > 0 && !self.query.count_only;
-                Some(RangeEnd { count: self.count + rest, more })
+                Some(RangeEnd {
+                    count: self.count + rest,
+                    more,
+                })
             }
-            None => Some(RangeEnd { count: self.count, more: false }),
+            None => Some(RangeEnd {
+                count: self.count,
+                more: false,
+            }),
         };
         if end.is_some() {
             self.position = Position::End;
@@ -475,7 +599,12 @@ pub(crate) fn finish(query: &RangeQuery, mut kvs: Vec<KeyValue>, count: i64) -> 
             kv.value = Bytes::new();
         }
     }
-    RangeAnswer { revision: 0, kvs, count, more }
+    RangeAnswer {
+        revision: 0,
+        kvs,
+        count,
+        more,
+    }
 }
 
 /// A key without value and lease, as the index knows it.

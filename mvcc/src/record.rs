@@ -114,13 +114,23 @@ impl IndexRecord<'_> {
             return None;
         }
         match change {
-            Change::Tombstone => Some(IndexRecord { key: rest, create_revision: 0, version: 0, lease: 0 }),
+            Change::Tombstone => Some(IndexRecord {
+                key: rest,
+                create_revision: 0,
+                version: 0,
+                lease: 0,
+            }),
             Change::Put => {
                 let create_revision = read_varint(&mut rest)?;
                 let version = read_varint(&mut rest)?;
                 let lease = read_varint(&mut rest)?;
                 let sane = create_revision > 0 && version > 0;
-                sane.then_some(IndexRecord { key: rest, create_revision, version, lease })
+                sane.then_some(IndexRecord {
+                    key: rest,
+                    create_revision,
+                    version,
+                    lease,
+                })
             }
         }
     }
@@ -146,7 +156,10 @@ const VARINT_MAX: usize = 10;
 fn write_bytes(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
     if !bytes.is_empty() {
         out.push(tag);
-        write_varint(out, i64::try_from(bytes.len()).expect("a slice's length fits i64"));
+        write_varint(
+            out,
+            i64::try_from(bytes.len()).expect("a slice's length fits i64"),
+        );
         out.extend_from_slice(bytes);
     }
 }
@@ -193,20 +206,45 @@ mod tests {
     fn index_record_of_format_1_stays_readable() {
         let stored = Stored::put(
             Revision::new(300, 2),
-            Put { key: b"foo", value: b"bar", create_revision: 200, version: 3, lease: -1 },
+            Put {
+                key: b"foo",
+                value: b"bar",
+                create_revision: 200,
+                version: 3,
+                lease: -1,
+            },
         );
 
         let fixture = b"\x01\xc8\x01\x03\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01foo";
         assert_eq!(&stored.index[..], fixture);
-        let read = IndexRecord { key: b"foo", create_revision: 200, version: 3, lease: -1 };
+        let read = IndexRecord {
+            key: b"foo",
+            create_revision: 200,
+            version: 3,
+            lease: -1,
+        };
         assert_eq!(IndexRecord::decode(Change::Put, fixture), Some(read));
-        assert_eq!(&Stored::tombstone(Revision::new(300, 2), b"foo").index[..], b"\x01foo");
+        assert_eq!(
+            &Stored::tombstone(Revision::new(300, 2), b"foo").index[..],
+            b"\x01foo"
+        );
     }
 
     #[test]
     fn bytes_that_are_no_index_record_are_refused() {
-        for record in [&b""[..], b"\x02\x01\x01\0k", b"\x01", b"\x01\x80", b"\x01\0\x01\0k", b"\x01\x01\0\0k"] {
-            assert_eq!(IndexRecord::decode(Change::Put, record), None, "{record:02x?}");
+        for record in [
+            &b""[..],
+            b"\x02\x01\x01\0k",
+            b"\x01",
+            b"\x01\x80",
+            b"\x01\0\x01\0k",
+            b"\x01\x01\0\0k",
+        ] {
+            assert_eq!(
+                IndexRecord::decode(Change::Put, record),
+                None,
+                "{record:02x?}"
+            );
         }
         let overlong = [&[INDEX_FORMAT][..], &[0xff; 9], &[2]].concat();
         assert_eq!(IndexRecord::decode(Change::Put, &overlong), None);

@@ -16,6 +16,7 @@ use std::thread;
 
 use bytes::Bytes;
 
+use crate::Result;
 use crate::backend::{Backend, Keyspace, View};
 use crate::compaction::{FINISHED_KEY, SCHEDULED_KEY};
 use crate::index::Index;
@@ -23,7 +24,6 @@ use crate::lease::{Lessor, LessorOptions};
 use crate::record::IndexRecord;
 use crate::revision::{Change, Revision};
 use crate::store::{TERM_KEY, damage};
-use crate::Result;
 
 /// The state of a store that was opened.
 pub(crate) struct Recovered {
@@ -64,7 +64,12 @@ pub(crate) fn recover(backend: &Backend, lessor: LessorOptions) -> Result<Recove
     let term = match view.get(Keyspace::Meta, TERM_KEY)? {
         Some(term) => match <[u8; 8]>::try_from(&term[..]) {
             Ok(term) => u64::from_be_bytes(term),
-            Err(_) => return Err(damage(backend, "the term of the applied index is not 8 bytes".into())),
+            Err(_) => {
+                return Err(damage(
+                    backend,
+                    "the term of the applied index is not 8 bytes".into(),
+                ));
+            }
         },
         None => 0,
     };
@@ -72,10 +77,19 @@ pub(crate) fn recover(backend: &Backend, lessor: LessorOptions) -> Result<Recove
     let bounds = stored_bounds(backend, &view, Keyspace::Index)?;
     let value_bounds = stored_bounds(backend, &view, Keyspace::Rev)?;
     if bounds != value_bounds {
-        let what = format!("the index covers revisions {}, and values are there for {}", show(bounds), show(value_bounds));
+        let what = format!(
+            "the index covers revisions {}, and values are there for {}",
+            show(bounds),
+            show(value_bounds)
+        );
         return Err(damage(backend, what));
     }
-    let mut loader = Loader { backend, index: Index::new(), newest: 1, leases: HashMap::new() };
+    let mut loader = Loader {
+        backend,
+        index: Index::new(),
+        newest: 1,
+        leases: HashMap::new(),
+    };
     if let Some((first, last)) = bounds {
         loader.load(&view, first.main, last.main)?;
     }
@@ -91,7 +105,11 @@ pub(crate) fn recover(backend: &Backend, lessor: LessorOptions) -> Result<Recove
 }
 
 /// The stored leases, with `attached` keys. A key whose lease is gone is attached to none, as in etcd.
-fn restore_leases(view: &View, options: LessorOptions, attached: HashMap<Box<[u8]>, i64>) -> Result<Lessor> {
+fn restore_leases(
+    view: &View,
+    options: LessorOptions,
+    attached: HashMap<Box<[u8]>, i64>,
+) -> Result<Lessor> {
     let lessor = Lessor::new(options);
     let mut restored = Ok(());
     view.scan(Keyspace::Lease, &[], None, &mut |key, value| {
@@ -137,7 +155,8 @@ impl Loader<'_> {
                             return;
                         }
                         let from = first + number * step;
-                        let part = read_part(backend, view, number, from, (from + step - 1).min(last));
+                        let part =
+                            read_part(backend, view, number, from, (from + step - 1).min(last));
                         let failed = part.is_err();
                         if sender.send(part).is_err() || failed {
                             return;
@@ -164,9 +183,19 @@ impl Loader<'_> {
     fn add(&mut self, part: Part) -> Result<()> {
         for record in part.records {
             self.newest = self.newest.max(record.revision.main);
-            let Loaded { key, revision, change, created, version, lease } = record;
+            let Loaded {
+                key,
+                revision,
+                change,
+                created,
+                version,
+                lease,
+            } = record;
             if !self.index.restore(&key, revision, change, created, version) {
-                return Err(damage(self.backend, format!("tombstone {revision} of a key that a tombstone deleted before")));
+                return Err(damage(
+                    self.backend,
+                    format!("tombstone {revision} of a key that a tombstone deleted before"),
+                ));
             }
             if lease != 0 {
                 self.leases.insert(key, lease);
@@ -184,8 +213,9 @@ fn read_part(backend: &Backend, view: &View, number: i64, from: i64, to: i64) ->
     let start = Revision::new(from, 0).key(Change::Put);
     let end = Revision::new(to.saturating_add(1), 0).key(Change::Put);
     view.scan(Keyspace::Index, &start, Some(&end), &mut |key, record| {
-        let decoded = Revision::decode(key)
-            .and_then(|(revision, change)| Some((revision, change, IndexRecord::decode(change, record)?)));
+        let decoded = Revision::decode(key).and_then(|(revision, change)| {
+            Some((revision, change, IndexRecord::decode(change, record)?))
+        });
         match decoded {
             Some((revision, change, record)) => {
                 records.push(Loaded {
@@ -212,8 +242,14 @@ fn read_part(backend: &Backend, view: &View, number: i64, from: i64, to: i64) ->
 }
 
 /// The first and the last revision that `keyspace` holds.
-fn stored_bounds(backend: &Backend, view: &View, keyspace: Keyspace) -> Result<Option<(Revision, Revision)>> {
-    let Some(first) = first_from(backend, view, keyspace, Revision::default())? else { return Ok(None) };
+fn stored_bounds(
+    backend: &Backend,
+    view: &View,
+    keyspace: Keyspace,
+) -> Result<Option<(Revision, Revision)>> {
+    let Some(first) = first_from(backend, view, keyspace, Revision::default())? else {
+        return Ok(None);
+    };
     // Whether there is a revision at or above `main` changes from yes to no once.
     let (mut present, mut absent) = (first.main, i64::MAX);
     while absent - present > 1 {
@@ -224,17 +260,30 @@ fn stored_bounds(backend: &Backend, view: &View, keyspace: Keyspace) -> Result<O
         }
     }
     let mut last = first;
-    view.scan(keyspace, &Revision::new(present, 0).key(Change::Put), None, &mut |key, _| {
-        last = Revision::decode(key).map_or(last, |(revision, _)| revision);
-        ControlFlow::Continue(())
-    })?;
+    view.scan(
+        keyspace,
+        &Revision::new(present, 0).key(Change::Put),
+        None,
+        &mut |key, _| {
+            last = Revision::decode(key).map_or(last, |(revision, _)| revision);
+            ControlFlow::Continue(())
+        },
+    )?;
     Ok(Some((first, last)))
 }
 
-fn first_from(backend: &Backend, view: &View, keyspace: Keyspace, from: Revision) -> Result<Option<Revision>> {
+fn first_from(
+    backend: &Backend,
+    view: &View,
+    keyspace: Keyspace,
+    from: Revision,
+) -> Result<Option<Revision>> {
     let mut found = None;
     view.scan(keyspace, &from.key(Change::Put), None, &mut |key, _| {
-        found = Some(Revision::decode(key).ok_or_else(|| format!("{key:02x?} in {} is not a revision", keyspace.name())));
+        found = Some(
+            Revision::decode(key)
+                .ok_or_else(|| format!("{key:02x?} in {} is not a revision", keyspace.name())),
+        );
         ControlFlow::Break(())
     })?;
     match found {
@@ -245,10 +294,15 @@ fn first_from(backend: &Backend, view: &View, keyspace: Keyspace, from: Revision
 }
 
 fn read_compaction(backend: &Backend, view: &View, key: &'static [u8]) -> Result<Option<i64>> {
-    let Some(value) = view.get(Keyspace::Meta, key)? else { return Ok(None) };
+    let Some(value) = view.get(Keyspace::Meta, key)? else {
+        return Ok(None);
+    };
     match Revision::decode(&value) {
         Some((revision, _)) => Ok(Some(revision.main)),
-        None => Err(damage(backend, format!("{} is not a revision", String::from_utf8_lossy(key)))),
+        None => Err(damage(
+            backend,
+            format!("{} is not a revision", String::from_utf8_lossy(key)),
+        )),
     }
 }
 

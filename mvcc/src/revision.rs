@@ -61,10 +61,16 @@ impl Revision {
         bytes[8] = SEPARATOR;
         bytes[9..REVISION_LEN].copy_from_slice(&self.sub.to_be_bytes());
         match change {
-            Change::Put => RevKey { bytes, len: REVISION_LEN as u8 },
+            Change::Put => RevKey {
+                bytes,
+                len: REVISION_LEN as u8,
+            },
             Change::Tombstone => {
                 bytes[REVISION_LEN] = TOMBSTONE_MARK;
-                RevKey { bytes, len: TOMBSTONE_LEN as u8 }
+                RevKey {
+                    bytes,
+                    len: TOMBSTONE_LEN as u8,
+                }
             }
         }
     }

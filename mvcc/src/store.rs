@@ -83,7 +83,11 @@ pub struct AppliedMark {
 impl AppliedMark {
     /// The position alone.
     pub fn new(index: u64, term: u64) -> AppliedMark {
-        AppliedMark { index, term, extra: Vec::new() }
+        AppliedMark {
+            index,
+            term,
+            extra: Vec::new(),
+        }
     }
 }
 
@@ -126,7 +130,10 @@ impl Store {
     /// Takes about a second for a million revisions. Errors: [`Error::Damage`] if what is stored is not what was written.
     pub fn open(backend: Backend, options: StoreOptions) -> Result<Arc<Store>> {
         let recovered = recovery::recover(&backend, options.lessor)?;
-        let compacted = recovered.scheduled_compaction.max(recovered.finished_compaction).unwrap_or(-1);
+        let compacted = recovered
+            .scheduled_compaction
+            .max(recovered.finished_compaction)
+            .unwrap_or(-1);
         let store = Arc::new(Store {
             index: RwLock::new(recovered.index),
             cache: ValueCache::new(options.value_cache_bytes),
@@ -140,7 +147,10 @@ impl Store {
             term: AtomicU64::new(recovered.term),
             backend,
         });
-        store.start_compactor(recovered.scheduled_compaction, recovered.finished_compaction);
+        store.start_compactor(
+            recovered.scheduled_compaction,
+            recovered.finished_compaction,
+        );
         Ok(store)
     }
 
@@ -191,15 +201,20 @@ impl Store {
     }
 
     /// Walks the whole index; panics if an invariant does not hold. For tests.
-    #[cfg(any(test, debug_assertions))]
     pub fn check_invariants(&self) {
         let index = self.index.read();
         index.check_invariants();
         let (current, compacted) = (self.revision(), self.compacted());
-        assert!(compacted <= current, "compacted {compacted} is past current {current}");
+        assert!(
+            compacted <= current,
+            "compacted {compacted} is past current {current}"
+        );
         index.walk(crate::index::Span::ALL, |key, revisions| {
             let modified = revisions.modified().main;
-            assert!(modified <= current, "{key:?} was modified at {modified}, past current {current}");
+            assert!(
+                modified <= current,
+                "{key:?} was modified at {modified}, past current {current}"
+            );
             std::ops::ControlFlow::Continue(())
         });
     }
@@ -207,7 +222,10 @@ impl Store {
     /// Makes `revision` the newest one; the caller holds the index lock for writing.
     pub(crate) fn publish_revision(&self, revision: i64) {
         let current = self.revision();
-        assert!(revision == current + 1, "revision {revision} published after {current}");
+        assert!(
+            revision == current + 1,
+            "revision {revision} published after {current}"
+        );
         self.current.store(revision, Ordering::Release);
     }
 
@@ -232,12 +250,19 @@ impl Store {
 
 /// Damage in the database below `backend`.
 pub(crate) fn damage(backend: &Backend, what: String) -> Error {
-    Error::Damage { file: PathBuf::from(format!("the {} database", backend.engine())), what }
+    Error::Damage {
+        file: PathBuf::from(format!("the {} database", backend.engine())),
+        what,
+    }
 }
 
 /// A put into the Meta keyspace.
 pub(crate) fn meta(key: &'static [u8], value: &[u8]) -> Op {
-    Op::Put(Keyspace::Meta, Bytes::from_static(key), Bytes::copy_from_slice(value))
+    Op::Put(
+        Keyspace::Meta,
+        Bytes::from_static(key),
+        Bytes::copy_from_slice(value),
+    )
 }
 
 #[cfg(test)]

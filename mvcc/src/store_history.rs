@@ -17,7 +17,9 @@ use crate::read_txn::SLICE_KEYS;
 use crate::record;
 use crate::revision::{Change, RevKey, Revision};
 use crate::store::Store;
-use crate::watch::{History, HistoryChunk, HistoryRequest, RangeSet, RevisionEvents, delete_event, put_event};
+use crate::watch::{
+    History, HistoryChunk, HistoryRequest, RangeSet, RevisionEvents, delete_event, put_event,
+};
 
 /// Looking at a key in the index costs about a sixteenth of reading a revision from the engine.
 const INDEX_KEYS_PER_REVISION: usize = 16;
@@ -45,11 +47,30 @@ impl History for Store {
         self.check_not_compacted(request.from)?;
         let stretch = usize::try_from(request.to - request.from + 1).unwrap_or(0);
         let enough = stretch.saturating_mul(INDEX_KEYS_PER_REVISION);
-        let (found, through) = if self.keys_in(&request.ranges, enough) < enough {
-            self.find_by_key(request)?
+        if self.keys_in(&request.ranges, enough) < enough {
+            self.events_by_key(request)
         } else {
-            self.find_by_revision(request)?
-        };
+            self.events_by_revision(request)
+        }
+    }
+}
+
+impl Store {
+    /// Answers through the key index.
+    pub(crate) fn events_by_key(&self, request: &HistoryRequest) -> Result<HistoryChunk> {
+        self.complete(request, self.find_by_key(request)?)
+    }
+
+    /// Answers by a scan of the stretch.
+    pub(crate) fn events_by_revision(&self, request: &HistoryRequest) -> Result<HistoryChunk> {
+        self.complete(request, self.find_by_revision(request)?)
+    }
+
+    fn complete(
+        &self,
+        request: &HistoryRequest,
+        (found, through): (Vec<Found>, i64),
+    ) -> Result<HistoryChunk> {
         let prevs = match request.want_prev {
             true => self.values_before(&found)?,
             false => vec![None; found.len()],
@@ -59,9 +80,7 @@ impl History for Store {
         self.check_not_compacted(request.from)?;
         Ok(HistoryChunk { revisions, through })
     }
-}
 
-impl Store {
     /// About how many keys the index holds in `ranges`, if that is below `enough`.
     fn keys_in(&self, ranges: &RangeSet, enough: usize) -> usize {
         let index = self.index.read();
@@ -70,7 +89,13 @@ impl Store {
             if keys >= enough {
                 break;
             }
-            keys += index.estimate(Span { start, end: end.as_deref() }, enough - keys);
+            keys += index.estimate(
+                Span {
+                    start,
+                    end: end.as_deref(),
+                },
+                enough - keys,
+            );
         }
         keys
     }
@@ -82,15 +107,23 @@ impl Store {
             let mut next: Option<Box<[u8]>> = Some((&start[..]).into());
             while let Some(from) = next.take() {
                 let mut visited = 0;
-                self.index.read().walk(Span { start: &from, end: end.as_deref() }, |key, revisions| {
-                    if visited == SLICE_KEYS {
-                        next = Some(key.into());
-                        return ControlFlow::Break(());
-                    }
-                    visited += 1;
-                    revisions.since(request.from, request.to, |revision, change| wanted.push((revision, change)));
-                    ControlFlow::Continue(())
-                });
+                self.index.read().walk(
+                    Span {
+                        start: &from,
+                        end: end.as_deref(),
+                    },
+                    |key, revisions| {
+                        if visited == SLICE_KEYS {
+                            next = Some(key.into());
+                            return ControlFlow::Break(());
+                        }
+                        visited += 1;
+                        revisions.since(request.from, request.to, |revision, change| {
+                            wanted.push((revision, change))
+                        });
+                        ControlFlow::Continue(())
+                    },
+                );
             }
         }
         wanted.sort_unstable_by_key(|(revision, _)| *revision);
@@ -98,7 +131,10 @@ impl Store {
         let mut taken = Taken::new(request);
         let mut found = Vec::new();
         for wanted in wanted.chunks(SLICE_KEYS) {
-            let keys: Vec<RevKey> = wanted.iter().map(|(revision, change)| revision.key(*change)).collect();
+            let keys: Vec<RevKey> = wanted
+                .iter()
+                .map(|(revision, change)| revision.key(*change))
+                .collect();
             let records = self.backend.get_revisions(&keys)?;
             for (&(revision, change), record) in wanted.iter().zip(records) {
                 let Some(record) = record else {
@@ -108,7 +144,11 @@ impl Store {
                 if !taken.admits(revision.main, record.len()) {
                     return Ok((found, taken.last));
                 }
-                found.push(Found { revision, change, record });
+                found.push(Found {
+                    revision,
+                    change,
+                    record,
+                });
             }
         }
         Ok((found, request.to))
@@ -137,7 +177,9 @@ impl Store {
             }
             previous = revision.main;
             let Some(user_key) = record::value_key(record) else {
-                bad = Some(format!("the value of revision {revision} is not a KeyValue"));
+                bad = Some(format!(
+                    "the value of revision {revision} is not a KeyValue"
+                ));
                 return ControlFlow::Break(());
             };
             if request.ranges.contains(user_key) {
@@ -145,7 +187,11 @@ impl Store {
                     through = taken.last;
                     return ControlFlow::Break(());
                 }
-                found.push(Found { revision, change, record: Bytes::copy_from_slice(record) });
+                found.push(Found {
+                    revision,
+                    change,
+                    record: Bytes::copy_from_slice(record),
+                });
             }
             ControlFlow::Continue(())
         })?;
@@ -164,7 +210,10 @@ impl Store {
                 let key = record::value_key(&found.record)?;
                 let revisions = index.get(key)?;
                 let at = found.revision.main - 1;
-                (at >= oldest).then(|| revisions.get(at)).flatten().map(|state| state.modified)
+                (at >= oldest)
+                    .then(|| revisions.get(at))
+                    .flatten()
+                    .map(|state| state.modified)
             };
             found.iter().map(state).collect()
         };
@@ -175,7 +224,9 @@ impl Store {
         }
         let mut records = records.into_iter();
         let value = |before: Option<Revision>| {
-            before.and_then(|_| records.next().flatten()).and_then(|record| record::decode_value(&record))
+            before
+                .and_then(|_| records.next().flatten())
+                .and_then(|record| record::decode_value(&record))
         };
         Ok(before.into_iter().map(value).collect())
     }
@@ -193,8 +244,19 @@ struct Taken {
 
 impl Taken {
     fn new(request: &HistoryRequest) -> Taken {
-        let HistoryRequest { revisions_max, bytes_max, from, .. } = *request;
-        Taken { revisions_max, bytes_max, revisions: 0, bytes: 0, last: from - 1 }
+        let HistoryRequest {
+            revisions_max,
+            bytes_max,
+            from,
+            ..
+        } = *request;
+        Taken {
+            revisions_max,
+            bytes_max,
+            revisions: 0,
+            bytes: 0,
+            last: from - 1,
+        }
     }
 
     /// Whether a change of `main` is still wanted; if not, `last` is the revision to stop at.
@@ -213,20 +275,39 @@ impl Taken {
 }
 
 /// The events of each revision together.
-fn group(store: &Store, found: Vec<Found>, prevs: Vec<Option<KeyValue>>) -> Result<Vec<Arc<RevisionEvents>>> {
+fn group(
+    store: &Store,
+    found: Vec<Found>,
+    prevs: Vec<Option<KeyValue>>,
+) -> Result<Vec<Arc<RevisionEvents>>> {
     let mut revisions = Vec::new();
     let mut events: Vec<Event> = Vec::new();
     let mut main = None;
-    for (Found { revision, change, record }, prev) in found.into_iter().zip(prevs) {
+    for (
+        Found {
+            revision,
+            change,
+            record,
+        },
+        prev,
+    ) in found.into_iter().zip(prevs)
+    {
         if let Some(done) = main.replace(revision.main)
             && done != revision.main
         {
-            revisions.push(Arc::new(RevisionEvents::new(done, std::mem::take(&mut events))));
+            revisions.push(Arc::new(RevisionEvents::new(
+                done,
+                std::mem::take(&mut events),
+            )));
         }
         let kv = record::decode_value(&record).ok_or_else(|| store.unreadable(revision))?;
         events.push(match change {
             Change::Put => {
-                let prev = if kv.create_revision == kv.mod_revision { None } else { prev };
+                let prev = if kv.create_revision == kv.mod_revision {
+                    None
+                } else {
+                    prev
+                };
                 put_event(kv, prev)
             }
             Change::Tombstone => delete_event(kv.key, revision.main, prev),

@@ -40,8 +40,17 @@ const LARGEST_PART: u64 = 16;
 
 impl ValueCache {
     pub(crate) fn new(bytes_max: u64) -> ValueCache {
-        let inner = Inner { slots: HashMap::default(), entries: Vec::new(), free: Vec::new(), hand: 0, bytes: 0 };
-        ValueCache { inner: RwLock::new(inner), bytes_max }
+        let inner = Inner {
+            slots: HashMap::default(),
+            entries: Vec::new(),
+            free: Vec::new(),
+            hand: 0,
+            bytes: 0,
+        };
+        ValueCache {
+            inner: RwLock::new(inner),
+            bytes_max,
+        }
     }
 
     /// Sets `values[i]` to the record of `revisions[i]` where it is cached; returns how many are not.
@@ -49,7 +58,11 @@ impl ValueCache {
         let inner = self.inner.read();
         let mut missing = 0;
         for (revision, value) in revisions.iter().zip(values) {
-            match inner.slots.get(revision).and_then(|slot| inner.entries[*slot].as_ref()) {
+            match inner
+                .slots
+                .get(revision)
+                .and_then(|slot| inner.entries[*slot].as_ref())
+            {
                 Some(entry) => {
                     entry.used.store(true, Ordering::Relaxed);
                     *value = Some(entry.value.clone());
@@ -92,7 +105,11 @@ impl ValueCache {
 
 impl Inner {
     fn insert(&mut self, revision: Revision, value: Bytes, cost: u64) {
-        let entry = Some(Entry { revision, value, used: AtomicBool::new(false) });
+        let entry = Some(Entry {
+            revision,
+            value,
+            used: AtomicBool::new(false),
+        });
         if self.slots.contains_key(&revision) {
             return;
         }
@@ -122,7 +139,11 @@ impl Inner {
     /// Moves the hand to the next entry that was not read since it last came by, and removes it.
     fn evict_one(&mut self) {
         loop {
-            self.hand = if self.hand + 1 < self.entries.len() { self.hand + 1 } else { 0 };
+            self.hand = if self.hand + 1 < self.entries.len() {
+                self.hand + 1
+            } else {
+                0
+            };
             if let Some(entry) = &self.entries[self.hand]
                 && !entry.used.swap(false, Ordering::Relaxed)
             {
@@ -179,11 +200,17 @@ mod tests {
         let cache = ValueCache::new(budget);
         for main in 0..1000 {
             cache.update([], [(Revision::new(main, 0), &value(main))]);
-            assert_eq!(cached(&cache, 0), Some(value(0)), "read all the time, at {main}");
+            assert_eq!(
+                cached(&cache, 0),
+                Some(value(0)),
+                "read all the time, at {main}"
+            );
         }
 
         assert_eq!(cache.bytes(), budget);
-        let kept = (0..1000).filter(|main| cached(&cache, *main).is_some()).count();
+        let kept = (0..1000)
+            .filter(|main| cached(&cache, *main).is_some())
+            .count();
         assert_eq!(kept, 100);
     }
 

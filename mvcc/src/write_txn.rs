@@ -125,12 +125,33 @@ impl WriteTxn<'_> {
         };
         let revision = self.next_change();
         let after = match state {
-            Some(state) => KeyState { modified: revision, created: state.created, version: state.version + 1 },
-            None => KeyState { modified: revision, created: revision.main, version: 1 },
+            Some(state) => KeyState {
+                modified: revision,
+                created: state.created,
+                version: state.version + 1,
+            },
+            None => KeyState {
+                modified: revision,
+                created: revision.main,
+                version: 1,
+            },
         };
-        let put = Put { key: &key, value, create_revision: after.created, version: after.version, lease };
+        let put = Put {
+            key: &key,
+            value,
+            create_revision: after.created,
+            version: after.version,
+            lease,
+        };
         let stored = Stored::put(revision, put);
-        self.stage(Staged { key, change: Change::Put, stored, after: Some(after), lease, before });
+        self.stage(Staged {
+            key,
+            change: Change::Put,
+            stored,
+            after: Some(after),
+            lease,
+            before,
+        });
         Ok(PutOutcome { prev })
     }
 
@@ -150,7 +171,14 @@ impl WriteTxn<'_> {
                 None => Some(hit.state.modified),
             };
             let stored = Stored::tombstone(self.next_change(), &hit.key);
-            self.stage(Staged { key: hit.key, change: Change::Tombstone, stored, after: None, lease: 0, before });
+            self.stage(Staged {
+                key: hit.key,
+                change: Change::Tombstone,
+                stored,
+                after: None,
+                lease: 0,
+                before,
+            });
         }
         Ok(DeleteOutcome { deleted, prevs })
     }
@@ -159,16 +187,26 @@ impl WriteTxn<'_> {
     pub fn range(&self, query: &RangeQuery) -> Result<RangeAnswer> {
         let visible = self.revision();
         if query.revision > visible {
-            return Err(Error::FutureRevision { requested: query.revision, current: visible });
+            return Err(Error::FutureRevision {
+                requested: query.revision,
+                current: visible,
+            });
         }
         let own = query.revision <= 0 || query.revision > self.begin;
         if !own || self.changes.is_empty() {
-            return Ok(RangeAnswer { revision: visible, ..self.store.range(query)? });
+            return Ok(RangeAnswer {
+                revision: visible,
+                ..self.store.range(query)?
+            });
         }
         let hits = self.hits(&query.range);
         let count = read_txn::to_count(hits.len());
         if query.count_only {
-            return Ok(RangeAnswer { revision: visible, count, ..RangeAnswer::default() });
+            return Ok(RangeAnswer {
+                revision: visible,
+                count,
+                ..RangeAnswer::default()
+            });
         }
         let mut hits = hits;
         if let Some(limit) = query.read_limit() {
@@ -183,7 +221,10 @@ impl WriteTxn<'_> {
             Ok(true)
         })?;
         let kvs = kvs.expect("a read with no bounds answers");
-        Ok(RangeAnswer { revision: visible, ..read_txn::finish(query, kvs, count) })
+        Ok(RangeAnswer {
+            revision: visible,
+            ..read_txn::finish(query, kvs, count)
+        })
     }
 
     /// The key as this transaction left it, without its value; `None` if it does not exist.
@@ -219,11 +260,26 @@ impl WriteTxn<'_> {
 
     /// Makes the changes visible, all at once, and then tells the watchers.
     pub fn commit(self) -> Committed {
-        let WriteTxn { store, _writer, mark, begin, changes, newest } = self;
+        let WriteTxn {
+            store,
+            _writer,
+            mark,
+            begin,
+            changes,
+            newest,
+        } = self;
         let mut ops = Vec::with_capacity(2 * changes.len() + mark.extra.len() + 2);
         for Staged { stored, .. } in &changes {
-            ops.push(Op::Put(Keyspace::Rev, stored.revision_key.clone(), stored.value.clone()));
-            ops.push(Op::Put(Keyspace::Index, stored.revision_key.clone(), stored.index.clone()));
+            ops.push(Op::Put(
+                Keyspace::Rev,
+                stored.revision_key.clone(),
+                stored.value.clone(),
+            ));
+            ops.push(Op::Put(
+                Keyspace::Index,
+                stored.revision_key.clone(),
+                stored.index.clone(),
+            ));
         }
         store.mark_ops(mark, &mut ops);
         if changes.is_empty() {
@@ -233,19 +289,27 @@ impl WriteTxn<'_> {
 
         let revision = begin + 1;
         let capture = store.hub.capture();
-        let events = RevisionEvents::new(revision, store.events_of(&changes, |key| capture.wants(key)));
+        let events = RevisionEvents::new(
+            revision,
+            store.events_of(&changes, |key| capture.wants(key)),
+        );
         store.backend.write(ops);
         {
             let mut index = store.index.write();
             for staged in &changes {
-                index.apply(&staged.key, Revision::new(revision, staged.sub()), staged.change);
+                index.apply(
+                    &staged.key,
+                    Revision::new(revision, staged.sub()),
+                    staged.change,
+                );
             }
             store.publish_revision(revision);
         }
         let last = newest.values().map(|position| &changes[*position]);
         store.cache.update(
             last.clone().filter_map(|staged| staged.before),
-            last.clone().filter_map(|staged| Some((staged.after?.modified, &staged.stored.value))),
+            last.clone()
+                .filter_map(|staged| Some((staged.after?.modified, &staged.stored.value))),
         );
         for staged in last {
             store.settle_lease(&staged.key, staged.lease);
@@ -266,9 +330,17 @@ impl WriteTxn<'_> {
     /// The key as this transaction left it, and the value it had before.
     fn state(&self, key: &[u8]) -> (Option<KeyState>, Option<Revision>) {
         match self.newest.get(key) {
-            Some(position) => (self.changes[*position].after, self.changes[*position].before),
+            Some(position) => (
+                self.changes[*position].after,
+                self.changes[*position].before,
+            ),
             None => {
-                let state = self.store.index.read().get(key).and_then(|revisions| revisions.latest());
+                let state = self
+                    .store
+                    .index
+                    .read()
+                    .get(key)
+                    .and_then(|revisions| revisions.latest());
                 (state, state.map(|state| state.modified))
             }
         }
@@ -279,7 +351,13 @@ impl WriteTxn<'_> {
         let Some(span) = span(range) else {
             let key = range.start();
             let state = self.state(key).0;
-            return state.map(|state| Hit { state, key: key.clone() }).into_iter().collect();
+            return state
+                .map(|state| Hit {
+                    state,
+                    key: key.clone(),
+                })
+                .into_iter()
+                .collect();
         };
         if range.is_empty() {
             return Vec::new();
@@ -287,7 +365,10 @@ impl WriteTxn<'_> {
         let mut stored = Vec::new();
         let mut start: Option<Box<[u8]>> = Some(span.start.into());
         while let Some(from) = start {
-            let rest = crate::index::Span { start: &from, end: span.end };
+            let rest = crate::index::Span {
+                start: &from,
+                end: span.end,
+            };
             let mut slice = self.store.slice(rest, self.begin, SLICE_KEYS, Keys::Copy);
             stored.append(&mut slice.hits);
             start = slice.next;
@@ -296,10 +377,16 @@ impl WriteTxn<'_> {
             return stored;
         }
         let end = span.end.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut own = self.newest.range::<[u8], _>((Bound::Included(span.start), end)).peekable();
+        let mut own = self
+            .newest
+            .range::<[u8], _>((Bound::Included(span.start), end))
+            .peekable();
         let mut merged = Vec::with_capacity(stored.len());
         let staged_hit = |key: &Bytes, position: usize| {
-            self.changes[position].after.map(|state| Hit { state, key: key.clone() })
+            self.changes[position].after.map(|state| Hit {
+                state,
+                key: key.clone(),
+            })
         };
         for hit in stored {
             let mut replaced = false;
@@ -320,28 +407,43 @@ impl WriteTxn<'_> {
         let own_main = self.begin + 1;
         let mut kvs = Vec::with_capacity(hits.len());
         for hits in hits.chunks(SLICE_KEYS) {
-            let stored: Vec<Revision> =
-                hits.iter().map(|hit| hit.state.modified).filter(|revision| revision.main < own_main).collect();
+            let stored: Vec<Revision> = hits
+                .iter()
+                .map(|hit| hit.state.modified)
+                .filter(|revision| revision.main < own_main)
+                .collect();
             let mut records = stored.iter().zip(self.store.records(&stored)?);
             for hit in hits {
                 let revision = hit.state.modified;
                 let record = if revision.main == own_main {
-                    let position = usize::try_from(revision.sub).expect("a sub revision is a position");
+                    let position =
+                        usize::try_from(revision.sub).expect("a sub revision is a position");
                     self.changes[position].stored.value.clone()
                 } else {
                     let (_, record) = records.next().expect("each stored hit has its record");
                     record.ok_or_else(|| self.store.lost(revision))?
                 };
-                kvs.push(record::decode_value(&record).ok_or_else(|| self.store.unreadable(revision))?);
+                kvs.push(
+                    record::decode_value(&record).ok_or_else(|| self.store.unreadable(revision))?,
+                );
             }
         }
         Ok(kvs)
     }
 
     fn read_one(&self, revision: Revision) -> Result<KeyValue> {
-        let state = KeyState { modified: revision, created: 0, version: 0 };
-        let kvs = self.read_all(&[Hit { state, key: Bytes::new() }])?;
-        kvs.into_iter().next().ok_or_else(|| self.store.lost(revision))
+        let state = KeyState {
+            modified: revision,
+            created: 0,
+            version: 0,
+        };
+        let kvs = self.read_all(&[Hit {
+            state,
+            key: Bytes::new(),
+        }])?;
+        kvs.into_iter()
+            .next()
+            .ok_or_else(|| self.store.lost(revision))
     }
 }
 
@@ -384,14 +486,21 @@ impl Store {
         } else if self.lessor.lease_of(key) != Some(lease) {
             // The lessor keeps the key, which is a slice of a whole request here.
             let attached = self.lessor.attach(lease, &Bytes::copy_from_slice(key));
-            assert!(attached.is_ok(), "lease {lease} went away within the transaction that uses it");
+            assert!(
+                attached.is_ok(),
+                "lease {lease} went away within the transaction that uses it"
+            );
         }
     }
 
     /// The value at `before` for a watcher. One that cannot be read is left out: the change itself must reach it.
     fn prev_kv(&self, before: Revision) -> Option<KeyValue> {
         match self.records(&[before]) {
-            Ok(records) => records.into_iter().flatten().next().and_then(|record| record::decode_value(&record)),
+            Ok(records) => records
+                .into_iter()
+                .flatten()
+                .next()
+                .and_then(|record| record::decode_value(&record)),
             Err(error) => {
                 tracing::error!(revision = before.main, %error, "cannot read the value before a change");
                 None

@@ -20,7 +20,14 @@ fn walked(index: &Index, span: Span<'_>) -> Vec<Vec<u8>> {
 fn count(index: &Index, span: Span<'_>, at: i64, steps_max: usize) -> usize {
     let (mut total, mut next) = index.count(span, at, steps_max);
     while let Some(start) = next {
-        let (more, after) = index.count(Span { start: &start, end: span.end }, at, steps_max);
+        let (more, after) = index.count(
+            Span {
+                start: &start,
+                end: span.end,
+            },
+            at,
+            steps_max,
+        );
         total += more;
         next = after;
     }
@@ -55,18 +62,25 @@ fn apply(index: &mut Index, model: &mut Model<Vec<u8>, KeyIndex>, step: Step, ma
             }
         }
         Step::Delete(n) => {
-            if model.get_mut(&key(n)).is_some_and(|revisions| revisions.tombstone(revision)) {
+            if model
+                .get_mut(&key(n))
+                .is_some_and(|revisions| revisions.tombstone(revision))
+            {
                 index.apply(&key(n), revision, Change::Tombstone);
             }
         }
         Step::Compact(back, keys) => {
             let (mut dropped, mut expected) = (Vec::new(), Vec::new());
             let mut from: Box<[u8]> = Box::default();
-            while let Some(next) = index.compact(&from, main - back, keys, |revision| dropped.push(revision)) {
+            while let Some(next) =
+                index.compact(&from, main - back, keys, |revision| dropped.push(revision))
+            {
                 from = next;
             }
             model.retain(|_, revisions| {
-                revisions.compact(main - back, |revision, change| expected.push((revision, change)))
+                revisions.compact(main - back, |revision, change| {
+                    expected.push((revision, change))
+                })
             });
             assert_eq!(dropped, expected);
         }

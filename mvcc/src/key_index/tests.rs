@@ -12,7 +12,11 @@ struct Model {
 impl Model {
     fn get(&self, at: i64) -> Option<KeyState> {
         let (mut created, mut version, mut modified) = (0, 0, None);
-        for (revision, change) in self.changes.iter().filter(|(revision, _)| revision.main <= at) {
+        for (revision, change) in self
+            .changes
+            .iter()
+            .filter(|(revision, _)| revision.main <= at)
+        {
             match change {
                 Change::Put => {
                     if version == 0 {
@@ -24,24 +28,37 @@ impl Model {
                 Change::Tombstone => (version, modified) = (0, None),
             }
         }
-        modified.map(|modified| KeyState { modified, created, version })
+        modified.map(|modified| KeyState {
+            modified,
+            created,
+            version,
+        })
     }
 
     /// What compaction keeps: all above, and the newest at or below unless it is an older tombstone.
     fn kept(&self) -> Vec<(Revision, Change)> {
-        let newest = self.changes.iter().rposition(|(revision, _)| revision.main <= self.compacted);
-        let kept = self.changes.iter().enumerate().filter(|(position, (revision, change))| {
-            revision.main > self.compacted
-                || (Some(*position) == newest
-                    && (*change == Change::Put || revision.main == self.compacted))
-        });
+        let newest = self
+            .changes
+            .iter()
+            .rposition(|(revision, _)| revision.main <= self.compacted);
+        let kept = self
+            .changes
+            .iter()
+            .enumerate()
+            .filter(|(position, (revision, change))| {
+                revision.main > self.compacted
+                    || (Some(*position) == newest
+                        && (*change == Change::Put || revision.main == self.compacted))
+            });
         kept.map(|(_, change)| *change).collect()
     }
 }
 
 fn all(index: &KeyIndex) -> Vec<(Revision, Change)> {
     let mut changes = Vec::new();
-    index.since(0, i64::MAX, |revision, change| changes.push((revision, change)));
+    index.since(0, i64::MAX, |revision, change| {
+        changes.push((revision, change))
+    });
     changes
 }
 
@@ -56,7 +73,13 @@ fn put_put_del_put() -> KeyIndex {
 #[test]
 fn get_finds_the_generation_of_each_revision() {
     let index = put_put_del_put();
-    let state = |main, sub, created, version| Some(KeyState { modified: Revision::new(main, sub), created, version });
+    let state = |main, sub, created, version| {
+        Some(KeyState {
+            modified: Revision::new(main, sub),
+            created,
+            version,
+        })
+    };
     let expected = [
         (1, None),
         (2, state(2, 0, 2, 1)),
@@ -93,7 +116,11 @@ fn compaction_follows_the_table_of_the_module() {
         assert!(stays, "compact({at})");
         assert_eq!(all(&index), left, "compact({at})");
         dropped.extend(left);
-        assert_eq!(dropped, all(&put_put_del_put()), "compact({at}) reports each dropped revision once");
+        assert_eq!(
+            dropped,
+            all(&put_put_del_put()),
+            "compact({at}) reports each dropped revision once"
+        );
         index.check_invariants();
     }
 }
@@ -118,7 +145,11 @@ fn version_and_create_revision_survive_compaction_and_restore() {
     assert!(matches!(index, KeyIndex::One { .. }), "{index:?}");
     index.put(Revision::new(12, 0));
 
-    let expected = KeyState { modified: Revision::new(12, 0), created: 2, version: 9 };
+    let expected = KeyState {
+        modified: Revision::new(12, 0),
+        created: 2,
+        version: 9,
+    };
     assert_eq!(index.latest(), Some(expected));
 
     let mut restored = KeyIndex::first(Revision::new(9, 0), Change::Put, 2, 8);
@@ -144,7 +175,10 @@ fn delete_and_put_in_one_transaction_keep_the_put_through_compaction() {
     index.compact(5, |_, _| ());
 
     assert_eq!(all(&index), [(Revision::new(5, 1), Change::Put)]);
-    assert_eq!(index.latest().map(|state| (state.created, state.version)), Some((5, 1)));
+    assert_eq!(
+        index.latest().map(|state| (state.created, state.version)),
+        Some((5, 1))
+    );
 }
 
 #[test]
