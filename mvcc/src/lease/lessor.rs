@@ -267,8 +267,15 @@ impl Lessor {
         let checkpointed = lease.remaining_secs > 0;
         lease.remaining_secs = 0;
         lease.renew(now);
+        let ttl_secs = lease.ttl_secs;
+        if lease.deadline < lease.queued {
+            // The renewal took back what a promotion had given; the queue's entry would come up too late.
+            lease.queued = lease.deadline;
+            let deadline = lease.deadline;
+            state.expiry.push(deadline, id);
+        }
         Renewal::Renewed {
-            ttl_secs: lease.ttl_secs,
+            ttl_secs,
             checkpointed,
         }
     }
@@ -624,3 +631,6 @@ fn put_op(id: i64, ttl_secs: i64, remaining_secs: i64) -> Op {
         stored.encode_to_vec().into(),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,3 +17,6 @@ pub use history::{
 pub use hub::{Capture, HubOptions, HubStats, Interest, WatchHub};
 pub use stream::{NO_WATCH_ID, Spawn, StreamOptions, WatchOutput, WatchStream};
 pub use watcher::{EventFilters, Fragment, WatchCreate};
+
+#[cfg(test)]
+mod tests;
