@@ -1,1 +1,3 @@
-fn main(){}
+//! `kvctl`.
+
+fn main() {}
