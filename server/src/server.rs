@@ -46,7 +46,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 pub struct Server {
     member: Arc<Member>,
     wal: Wal,
-    raft_runtime: Runtime,
+    raft_runtime: RaftRuntime,
     threads: Arc<RpcThreads>,
     accepting: Vec<tokio::task::JoinHandle<()>>,
     lease_expiry: tokio::task::JoinHandle<()>,
@@ -102,11 +102,7 @@ impl Server {
             config.quota_bytes(),
             started,
         );
-        let raft_runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(RAFT_THREADS)
-            .thread_name("raft")
-            .enable_all()
-            .build()?;
+        let raft_runtime = RaftRuntime::start()?;
         let raft_config = kv_raft::Config {
             election_timeout: config.election_timeout,
             heartbeat_interval: config.heartbeat_interval,
@@ -239,9 +235,35 @@ impl Server {
         });
         closed.await?.context("the last checkpoint failed")?;
         wal.close()?;
-        raft_runtime.shutdown_background();
+        drop(raft_runtime);
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// The runtime of raft core, apply and replication. It may be dropped where blocking is not allowed.
+struct RaftRuntime {
+    handle: tokio::runtime::Handle,
+    runtime: Option<Runtime>,
+}
+
+impl RaftRuntime {
+    fn start() -> Result<RaftRuntime> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(RAFT_THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        Ok(RaftRuntime { handle, runtime: Some(runtime) })
+    }
+}
+
+impl Drop for RaftRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
