@@ -116,15 +116,14 @@ impl Server {
             let starting = async move {
                 Node::start(raft_config, wal, recovered, Box::new(applier), peers).await
             };
-            raft_runtime
-                .spawn(starting)
+            raft_runtime.handle.spawn(starting)
                 .await?
                 .context("cannot start raft")?
         };
-        if node.status().voters.is_empty() {
-            node.initialize(&[identity.member_id])
-                .await
-                .context("cannot begin the cluster")?;
+        match node.initialize(&[identity.member_id]).await {
+            Ok(()) => tracing::info!("began a new cluster of one member"),
+            Err(kv_raft::Error::AlreadyInitialized) => {}
+            Err(error) => return Err(error).context("cannot begin the cluster"),
         }
         exit_when_raft_fails(&node);
 

@@ -356,7 +356,8 @@ impl StateMachine for Applier {
     }
 
     fn snapshot(&mut self) -> io::Result<Box<dyn kv_raft::SnapshotSource>> {
-        Err(io::Error::other(
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
             "snapshots to other members are not available yet",
         ))
     }
