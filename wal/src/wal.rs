@@ -409,8 +409,8 @@ impl Wal {
         Ok(())
     }
 
-    /// Written entries of `from..to_exclusive`, each as index, term and payload: at least one, and no more than
-    /// `max_bytes` of payloads beyond it. Fewer than asked for where the log ends. Each one's checksum is verified.
+    /// Written entries of `from..to_exclusive`, each as index, term and payload: up to `max_bytes` of payloads, but at
+    /// least one entry, and fewer where the log ends. Each one's checksum is verified.
     pub fn read_entries(
         &self,
         from: u64,
