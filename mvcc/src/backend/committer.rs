@@ -9,6 +9,7 @@
 //! locks, in the order they may be nested:  slot (one commit at a time) > state > a layer's content;  control alone
 //! ```
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -18,6 +19,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use tracing::{error, warn};
 
 use super::buffer::Layer;
+use super::defrag::{Touched, member_dir_of};
 use super::engine::Engine;
 use super::generation::Generation;
 use super::guard::guarded;
@@ -58,6 +60,10 @@ pub(crate) struct Committer {
     pub(crate) sizes: Mutex<Sizes>,
     /// Held for the whole of a commit, and by whoever needs that there is none.
     pub(crate) slot: Mutex<Slot>,
+    /// Where generations are made; `None` for an engine without files.
+    pub(crate) member_dir: Option<PathBuf>,
+    /// Held for the whole of a defragmentation.
+    pub(crate) defragmenting: Mutex<()>,
     /// Wakes the engine thread.
     wake: Condvar,
     /// Wakes those who wait for a checkpoint.
@@ -84,6 +90,8 @@ impl State {
 /// What a commit works with.
 pub(crate) struct Slot {
     pub(crate) opened: Arc<Opened>,
+    /// While a defragmentation runs.
+    pub(crate) touched: Option<Touched>,
 }
 
 #[derive(Default)]
@@ -139,7 +147,9 @@ impl Committer {
             buffered_bytes: AtomicU64::new(0),
             durable_index: AtomicU64::new(applied),
             safe_purge_index: AtomicU64::new(0),
-            slot: Mutex::new(Slot { opened }),
+            member_dir: opened.generation.as_ref().and_then(member_dir_of),
+            defragmenting: Mutex::default(),
+            slot: Mutex::new(Slot { opened, touched: None }),
             wake: Condvar::new(),
             done: Condvar::new(),
             thread: Mutex::default(),
@@ -241,27 +251,34 @@ impl Committer {
     fn run(&self) {
         loop {
             let (ticket, stop) = self.wait_for_work();
-            let result = self.commit();
-            let mut control = self.control.lock();
-            match result {
-                Ok(()) => control.completed = ticket,
-                Err(error) => {
-                    error!(%error, "engine commit failed; nothing further is committed");
-                    control.failed = Some(error.clone());
-                    self.done.notify_all();
-                    drop(control);
-                    let hook = self.hooks.lock().failure.clone();
-                    if let Some(hook) = hook {
-                        hook(&error);
-                    }
-                    return;
-                }
+            if let Err(error) = self.commit() {
+                error!(%error, "engine commit failed; nothing further is committed");
+                self.fail(&error);
+                return;
             }
+            let mut control = self.control.lock();
+            control.completed = ticket;
             control.stopped = stop;
             self.done.notify_all();
             if stop {
                 return;
             }
+        }
+    }
+
+    /// Ends commits for good, and tells who has to know.
+    pub(crate) fn fail(&self, error: &Error) {
+        {
+            let mut control = self.control.lock();
+            if control.failed.is_some() {
+                return;
+            }
+            control.failed = Some(error.clone());
+            self.done.notify_all();
+        }
+        let hook = self.hooks.lock().failure.clone();
+        if let Some(hook) = hook {
+            hook(error);
         }
     }
 
@@ -292,7 +309,10 @@ impl Committer {
     }
 
     fn commit(&self) -> Result<()> {
-        let slot = self.slot.lock();
+        let mut slot = self.slot.lock();
+        if let Some(error) = self.control.lock().failed.clone() {
+            return Err(error);
+        }
         let Some(layer) = self.freeze() else {
             return Ok(());
         };
@@ -308,8 +328,14 @@ impl Committer {
         let gated = gate_start.elapsed();
 
         let start = Instant::now();
-        let opened = &slot.opened;
+        let Slot { opened, touched } = &mut *slot;
         layer.with_changes(|changes| guarded(opened.file(), || opened.engine.commit(changes)))?;
+        if let Some(touched) = touched {
+            layer.with_changes(|changes| {
+                let others = changes.others.iter().filter(|(keyspace, ..)| keyspace.is_log());
+                touched.extend(others.map(|(keyspace, key, _)| (*keyspace, key.to_vec())));
+            });
+        }
         let live = Arc::new(opened.reader()?);
         let sizes = opened.sizes();
         let took = start.elapsed();

@@ -27,6 +27,7 @@ use tracing::{info, warn};
 use super::engine::{Engine, damage, io_error};
 use super::guard::guarded;
 use super::redb::RedbEngine;
+use super::sled::SledEngine;
 use super::{EngineKind, Options, db_dir};
 use crate::{Error, Result};
 
@@ -79,6 +80,13 @@ impl Generation {
     /// Has the files removed when the last reader is gone.
     pub(crate) fn supersede(&self) {
         self.superseded.store(true, Ordering::Release);
+    }
+
+    /// Removes the files now. For a generation that never became live.
+    pub(crate) fn remove(self) {
+        if let Err(error) = fs::remove_dir_all(&self.dir) {
+            warn!(dir = %self.dir.display(), %error, "an unfinished generation is left for the next start to remove");
+        }
     }
 
     pub(crate) fn engine(&self) -> EngineKind {
@@ -252,7 +260,8 @@ pub(crate) fn open_engine(generation: &Generation, cache_bytes: u64) -> Result<A
     let dir = &generation.dir;
     guarded(dir, || match generation.engine {
         EngineKind::Redb => Ok(Arc::new(RedbEngine::open(dir, cache_bytes)?) as Arc<dyn Engine>),
-        EngineKind::Sled | EngineKind::Memory => Err(damage(
+        EngineKind::Sled => Ok(Arc::new(SledEngine::open(dir, cache_bytes)?) as Arc<dyn Engine>),
+        EngineKind::Memory => Err(damage(
             dir,
             format!("no files of the {} engine", generation.engine),
         )),

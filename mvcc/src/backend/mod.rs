@@ -17,13 +17,16 @@
 
 mod buffer;
 mod checksum;
+mod chunk;
 mod committer;
+mod defrag;
 mod engine;
 mod generation;
 mod guard;
 mod memory;
 mod quarantine;
 mod redb;
+mod sled;
 mod view;
 
 use std::fmt;
@@ -411,6 +414,14 @@ impl Backend {
     /// Should the engine ever come back one commit older, the log still has what it lacks.
     pub fn safe_purge_index(&self) -> u64 {
         self.committer.safe_purge_index.load(Ordering::Acquire)
+    }
+
+    /// Copies what is alive into a new generation and goes on with that, which gives space back to the disk.
+    ///
+    /// Readers and writers go on meanwhile; views that are open keep the old files until they are dropped. Needs as
+    /// much free space as [`Sizes::in_use`]. On an error the old generation stays in use.
+    pub fn defragment(&self) -> Result<()> {
+        self.committer.defragment()
     }
 
     /// The size as of the newest commit; cheap.
