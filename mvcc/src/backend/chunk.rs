@@ -60,8 +60,15 @@ pub(crate) fn head(sealed: &[u8]) -> Vec<u8> {
 }
 
 /// The pieces of a value that has to be chunked, with their keys; nothing for another.
-pub(crate) fn pieces<'a>(key: &'a [u8], sealed: &'a [u8]) -> impl Iterator<Item = (Vec<u8>, &'a [u8])> {
-    let chunked = if needs_chunks(sealed.len()) { sealed } else { &[] };
+pub(crate) fn pieces<'a>(
+    key: &'a [u8],
+    sealed: &'a [u8],
+) -> impl Iterator<Item = (Vec<u8>, &'a [u8])> {
+    let chunked = if needs_chunks(sealed.len()) {
+        sealed
+    } else {
+        &[]
+    };
     keys(key, chunked.len()).zip(chunked.chunks(CHUNK_BYTES))
 }
 
@@ -83,7 +90,14 @@ mod tests {
 
     #[test]
     fn value_comes_back_from_its_pieces() {
-        for len in [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES] {
+        for len in [
+            0,
+            1,
+            CHUNK_BYTES - 1,
+            CHUNK_BYTES,
+            CHUNK_BYTES + 1,
+            3 * CHUNK_BYTES,
+        ] {
             let sealed: Vec<u8> = (0..len).map(|at| at as u8).collect();
             let head = head(&sealed);
             assert!(head.len() <= CHUNK_BYTES);
@@ -94,7 +108,10 @@ mod tests {
                 Stored::Chunked(stored_len) => {
                     assert_eq!(stored_len, len);
                     assert!(keys(b"rkey", len).eq(pieces.iter().map(|(key, _)| key.clone())));
-                    let joined: Vec<u8> = pieces.iter().flat_map(|(_, piece)| piece.to_vec()).collect();
+                    let joined: Vec<u8> = pieces
+                        .iter()
+                        .flat_map(|(_, piece)| piece.to_vec())
+                        .collect();
                     assert_eq!(joined, sealed);
                 }
             }

@@ -125,10 +125,7 @@ impl Committer {
         options: Options,
     ) -> Result<Arc<Committer>> {
         let opened = Arc::new(Opened { engine, generation });
-        let live = Arc::new(Live {
-            reader: opened.engine.reader()?,
-            opened: Arc::clone(&opened),
-        });
+        let live = Arc::new(opened.reader()?);
         let applied = stored_applied_index(&live)?;
         let committer = Arc::new(Committer {
             kind: opened
@@ -149,7 +146,10 @@ impl Committer {
             safe_purge_index: AtomicU64::new(0),
             member_dir: opened.generation.as_ref().and_then(member_dir_of),
             defragmenting: Mutex::default(),
-            slot: Mutex::new(Slot { opened, touched: None }),
+            slot: Mutex::new(Slot {
+                opened,
+                touched: None,
+            }),
             wake: Condvar::new(),
             done: Condvar::new(),
             thread: Mutex::default(),
@@ -332,7 +332,10 @@ impl Committer {
         layer.with_changes(|changes| guarded(opened.file(), || opened.engine.commit(changes)))?;
         if let Some(touched) = touched {
             layer.with_changes(|changes| {
-                let others = changes.others.iter().filter(|(keyspace, ..)| keyspace.is_log());
+                let others = changes
+                    .others
+                    .iter()
+                    .filter(|(keyspace, ..)| keyspace.is_log());
                 touched.extend(others.map(|(keyspace, key, _)| (*keyspace, key.to_vec())));
             });
         }

@@ -55,7 +55,11 @@ impl Committer {
             let mut slot = self.slot.lock();
             self.check_failed()?;
             slot.touched = Some(Touched::new());
-            slot.opened.generation.as_ref().map_or(1, Generation::number) + 1
+            slot.opened
+                .generation
+                .as_ref()
+                .map_or(1, Generation::number)
+                + 1
         };
         let result = self.copy_and_swap(&member_dir, next_number);
         self.slot.lock().touched = None;
@@ -120,7 +124,10 @@ impl Committer {
         for _ in 0..ROUNDS_MAX {
             let (source, touched) = {
                 let mut slot = self.slot.lock();
-                (slot.opened.pin()?, std::mem::take(slot.touched.get_or_insert_default()))
+                (
+                    slot.opened.pin()?,
+                    std::mem::take(slot.touched.get_or_insert_default()),
+                )
             };
             let keys = copy.round(&source, &touched, engine.as_ref())?;
             if keys <= LAST_ROUND_KEYS_MAX {
@@ -153,7 +160,13 @@ impl LogCopy {
         }
         let changes: Vec<(Keyspace, Bytes, Option<Bytes>)> = touched
             .iter()
-            .map(|(keyspace, key)| Ok((*keyspace, Bytes::copy_from_slice(key), source.get(*keyspace, key)?)))
+            .map(|(keyspace, key)| {
+                Ok((
+                    *keyspace,
+                    Bytes::copy_from_slice(key),
+                    source.get(*keyspace, key)?,
+                ))
+            })
             .collect::<Result<_>>()?;
         for part in changes.chunks(COPY_KEYS_MAX) {
             commit_others(source.file(), engine, part)?;
@@ -169,17 +182,22 @@ impl LogCopy {
             let mut bytes = 0;
             // The last copied key itself would be the first one found.
             let last_key = self.last_keys[log_number].clone();
-            source.scan(keyspace, last_key.as_deref().unwrap_or(b""), None, &mut |key, value| {
-                if last_key.as_deref() != Some(key) {
-                    bytes += key.len() + value.len();
-                    log.push(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
-                }
-                if bytes >= COPY_BYTES_MAX || log.len() >= COPY_KEYS_MAX {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
-            })?;
+            source.scan(
+                keyspace,
+                last_key.as_deref().unwrap_or(b""),
+                None,
+                &mut |key, value| {
+                    if last_key.as_deref() != Some(key) {
+                        bytes += key.len() + value.len();
+                        log.push(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+                    }
+                    if bytes >= COPY_BYTES_MAX || log.len() >= COPY_KEYS_MAX {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                },
+            )?;
             let Some(last_key) = log.last_key() else {
                 return Ok(keys);
             };
@@ -218,7 +236,11 @@ impl LogCopy {
     }
 }
 
-fn commit_others(file: &Path, engine: &dyn Engine, changes: &[(Keyspace, Bytes, Option<Bytes>)]) -> Result<()> {
+fn commit_others(
+    file: &Path,
+    engine: &dyn Engine,
+    changes: &[(Keyspace, Bytes, Option<Bytes>)],
+) -> Result<()> {
     let changes = Changes {
         appended: Vec::new(),
         others: changes

@@ -29,6 +29,9 @@ mod redb;
 mod sled;
 mod view;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

@@ -15,12 +15,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::redb::{
     AccessGuard, CursorError, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase,
-    ReadableTableMetadata, StorageBackend, StorageError, Table, TableDefinition, TableError,
-    WriteTransaction,
+    ReadableTableMetadata, StorageError, Table, TableDefinition, TableError, WriteTransaction,
 };
+
+use tracing::warn;
 
 use super::buffer::Log;
 use super::engine::{Changes, Each, Engine, Reader, damage, io_error};
+use super::guard::guarded;
 use super::{Keyspace, checksum};
 use crate::{Error, Result};
 
@@ -45,8 +47,31 @@ pub(crate) struct RedbEngine {
 
 /// Kept by readers too, so that the database is closed after the last of them.
 struct Shared {
-    database: Database,
+    /// Taken out when this is dropped, and only then.
+    database: Option<Database>,
     file: PathBuf,
+}
+
+impl Shared {
+    fn database(&self) -> &Database {
+        self.database
+            .as_ref()
+            .expect("the database is there until the drop")
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // The close writes, and may meet damage: then the files stay as a crash would have left them.
+        let database = self.database.take();
+        let closed = guarded(&self.file, || {
+            drop(database);
+            Ok(())
+        });
+        if let Err(error) = closed {
+            warn!(%error, "closing the database failed");
+        }
+    }
 }
 
 impl RedbEngine {
@@ -71,7 +96,7 @@ impl RedbEngine {
         expect(dead_code, reason = "the seam by which tests cut the power")
     )]
     pub(crate) fn open_with(
-        storage: impl StorageBackend,
+        storage: impl ::redb::StorageBackend,
         file: &Path,
         cache_bytes: u64,
     ) -> Result<RedbEngine> {
@@ -83,7 +108,10 @@ impl RedbEngine {
 
     fn start(database: Database, file: PathBuf) -> Result<RedbEngine> {
         let engine = RedbEngine {
-            shared: Arc::new(Shared { database, file }),
+            shared: Arc::new(Shared {
+                database: Some(database),
+                file,
+            }),
             live_bytes: AtomicU64::new(0),
         };
         let live_bytes = engine.make_tables()?;
@@ -96,7 +124,7 @@ impl RedbEngine {
         let file = &self.shared.file;
         let read = self
             .shared
-            .database
+            .database()
             .begin_read()
             .map_err(|error| other_error(file, error))?;
         match read.open_table(COUNTERS) {
@@ -124,7 +152,7 @@ impl RedbEngine {
         let file = &self.shared.file;
         let mut transaction = self
             .shared
-            .database
+            .database()
             .begin_write()
             .map_err(|error| other_error(file, error))?;
         transaction
@@ -185,7 +213,7 @@ impl Engine for RedbEngine {
         let file = &self.shared.file;
         let transaction = self
             .shared
-            .database
+            .database()
             .begin_read()
             .map_err(|error| other_error(file, error))?;
         // The tables keep the transaction.

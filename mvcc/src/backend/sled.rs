@@ -58,7 +58,7 @@ pub(crate) struct SledEngine {
 }
 
 struct Shared {
-    db: Db,
+    db: GuardedDb,
     dir: PathBuf,
     data: File,
     acknowledged: Mutex<Acknowledged>,
@@ -66,6 +66,35 @@ struct Shared {
     /// Held for writing while pieces of values that may be read are replaced or removed.
     pieces: RwLock<()>,
     live_bytes: AtomicU64,
+}
+
+/// A handle whose drop, which flushes, cannot let a panic out.
+struct GuardedDb {
+    db: Option<Db>,
+    dir: PathBuf,
+}
+
+impl std::ops::Deref for GuardedDb {
+    type Target = Db;
+
+    fn deref(&self) -> &Db {
+        self.db
+            .as_ref()
+            .expect("the database is there until the drop")
+    }
+}
+
+impl Drop for GuardedDb {
+    fn drop(&mut self) {
+        let db = self.db.take();
+        let closed = guarded(&self.dir, || {
+            drop(db);
+            Ok(())
+        });
+        if let Err(error) = closed {
+            warn!(%error, "closing the database failed");
+        }
+    }
 }
 
 #[derive(Default)]
@@ -113,7 +142,10 @@ fn open_and_scan(dir: &Path, cache_bytes: u64) -> Result<SledEngine> {
         Acknowledged::open(dir)?
     };
     let shared = Shared {
-        db,
+        db: GuardedDb {
+            db: Some(db),
+            dir: dir.to_path_buf(),
+        },
         dir: dir.to_path_buf(),
         data,
         acknowledged: Mutex::new(acknowledged),
@@ -163,7 +195,8 @@ fn open_db(dir: &Path, cache_bytes: u64) -> Result<Db> {
 }
 
 fn is_locked(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
+    error.kind() == std::io::ErrorKind::WouldBlock
+        || error.to_string().contains("could not acquire lock")
 }
 
 impl Engine for SledEngine {
@@ -194,10 +227,11 @@ impl Engine for SledEngine {
         for keyspace in Keyspace::ALL {
             let mut copy = BTreeMap::new();
             if !keyspace.is_log() {
-                self.shared.scan(keyspace, b"", None, None, &mut |key, sealed| {
-                    copy.insert(key.to_vec(), sealed.to_vec());
-                    Ok(ControlFlow::Continue(()))
-                })?;
+                self.shared
+                    .scan(keyspace, b"", None, None, &mut |key, sealed| {
+                        copy.insert(key.to_vec(), sealed.to_vec());
+                        Ok(ControlFlow::Continue(()))
+                    })?;
             }
             reader.small.push(copy);
         }
@@ -243,7 +277,8 @@ impl Shared {
         let mut replaces_pieces = false;
         for (keyspace, key, value) in &changes.others {
             let engine_key = engine_key(*keyspace, key);
-            let old_len = if keyspace.is_log() && self.state.read().hidden.contains_key(&engine_key) {
+            let old_len = if keyspace.is_log() && self.state.read().hidden.contains_key(&engine_key)
+            {
                 None
             } else {
                 self.sealed_len(&engine_key)?
@@ -251,7 +286,10 @@ impl Shared {
             if let Some(old_len) = old_len {
                 live_bytes = live_bytes.saturating_sub((key.len() + old_len) as u64);
             }
-            let old_pieces = chunk::keys(&engine_key, old_len.filter(|len| chunk::needs_chunks(*len)).unwrap_or(0));
+            let old_pieces = chunk::keys(
+                &engine_key,
+                old_len.filter(|len| chunk::needs_chunks(*len)).unwrap_or(0),
+            );
             match value {
                 None if keyspace.is_log() => {
                     if old_len.is_some() {
@@ -288,7 +326,11 @@ impl Shared {
                 }
             }
         }
-        checksum::seal(HIGH_KEY, &encode_keys(high.iter().map(|key| key.as_deref().unwrap_or(b""))), &mut sealed);
+        checksum::seal(
+            HIGH_KEY,
+            &encode_keys(high.iter().map(|key| key.as_deref().unwrap_or(b""))),
+            &mut sealed,
+        );
         last.insert(HIGH_KEY, &sealed[..]);
         for (journal_key, journal) in journal_records(number, &removals) {
             checksum::seal(&journal_key, &journal, &mut sealed);
@@ -305,7 +347,9 @@ impl Shared {
         state.commit = number;
         state.high = high;
         state.applied = applied;
-        state.hidden.extend(deleted.into_iter().map(|key| (key, number)));
+        state
+            .hidden
+            .extend(deleted.into_iter().map(|key| (key, number)));
         if !removals.is_empty() {
             state.journal.insert(number, removals);
         }
@@ -313,7 +357,11 @@ impl Shared {
         drop(state);
         self.live_bytes.store(live_bytes, Ordering::Relaxed);
         // Pins are made between commits only, so none can come now.
-        if may_remove { self.remove_deleted() } else { Ok(()) }
+        if may_remove {
+            self.remove_deleted()
+        } else {
+            Ok(())
+        }
     }
 
     /// Removes what the journal names, and then the journal. The removals become durable with the next commit.
@@ -334,7 +382,10 @@ impl Shared {
                 }
                 batches.finish()?;
             }
-            self.state.write().hidden.retain(|_, commit| *commit != number);
+            self.state
+                .write()
+                .hidden
+                .retain(|_, commit| *commit != number);
         }
         Ok(())
     }
@@ -346,8 +397,15 @@ impl Shared {
             Some(stored) => checksum::open(HIGH_KEY, &stored)
                 .and_then(decode_keys)
                 .and_then(|keys| keys.try_into().ok())
-                .map(|keys: [Vec<u8>; Keyspace::LOGS]| keys.map(|key| (!key.is_empty()).then_some(key)))
-                .ok_or_else(|| damage(&self.dir, "the record of the greatest keys is not what was written"))?,
+                .map(|keys: [Vec<u8>; Keyspace::LOGS]| {
+                    keys.map(|key| (!key.is_empty()).then_some(key))
+                })
+                .ok_or_else(|| {
+                    damage(
+                        &self.dir,
+                        "the record of the greatest keys is not what was written",
+                    )
+                })?,
         };
         let mut removed = 0_usize;
         let mut batches = Batches::new(self);
@@ -356,13 +414,20 @@ impl Shared {
             let (journal_key, stored) = entry.map_err(|error| self.error(error))?;
             let removals = checksum::open(&journal_key, &stored)
                 .and_then(decode_keys)
-                .ok_or_else(|| damage(&self.dir, "the journal of deletions is not what was written"))?;
+                .ok_or_else(|| {
+                    damage(
+                        &self.dir,
+                        "the journal of deletions is not what was written",
+                    )
+                })?;
             removed += removals.len();
             for key in removals {
                 batches.remove(key)?;
             }
             batches.remove(journal_key.to_vec())?;
-            let commit = journal_key.get(1..9).and_then(|number| number.try_into().ok());
+            let commit = journal_key
+                .get(1..9)
+                .and_then(|number| number.try_into().ok());
             last_commit = last_commit.max(commit.map_or(0, u64::from_be_bytes));
         }
         for keyspace in Keyspace::ALL {
@@ -373,8 +438,14 @@ impl Shared {
                 let start = [&prefix[..], high[log].as_deref().unwrap_or(b"")].concat();
                 for entry in self.db.range(start..).keys() {
                     let key = entry.map_err(|error| self.error(error))?;
-                    let Some(rest) = key.strip_prefix(&prefix[..]) else { break };
-                    let log_key = if is_piece { &rest[..rest.len().saturating_sub(4)] } else { rest };
+                    let Some(rest) = key.strip_prefix(&prefix[..]) else {
+                        break;
+                    };
+                    let log_key = if is_piece {
+                        &rest[..rest.len().saturating_sub(4)]
+                    } else {
+                        rest
+                    };
                     if high[log].as_deref().is_none_or(|high| high < log_key) {
                         removed += 1;
                         batches.remove(key.to_vec())?;
@@ -450,19 +521,26 @@ impl Shared {
         let blobs = self.dir.join("blobs");
         let has_one = fs::read_dir(&blobs).is_ok_and(|mut entries| entries.next().is_some());
         if has_one {
-            return Err(damage(&blobs, "it is not empty, and this engine never makes blobs"));
+            return Err(damage(
+                &blobs,
+                "it is not empty, and this engine never makes blobs",
+            ));
         }
         Ok(())
     }
 
     fn apply(&self, batch: Batch) -> Result<()> {
-        self.db.apply_batch(batch).map_err(|error| self.error(error))
+        self.db
+            .apply_batch(batch)
+            .map_err(|error| self.error(error))
     }
 
     /// Makes everything that was applied durable.
     fn flush(&self) -> Result<()> {
         self.db.flush().map_err(|error| self.error(error))?;
-        self.data.sync_data().map_err(|error| io_error(&self.dir, &error))
+        self.data
+            .sync_data()
+            .map_err(|error| io_error(&self.dir, &error))
     }
 
     /// The sealed value of `engine_key`.
@@ -475,7 +553,8 @@ impl Shared {
             Stored::Chunked(_) => {
                 // The pieces could be replaced between two reads: look again while they cannot.
                 let _pieces = self.pieces.read();
-                let Some(stored) = self.db.get(engine_key).map_err(|error| self.error(error))? else {
+                let Some(stored) = self.db.get(engine_key).map_err(|error| self.error(error))?
+                else {
                     return Ok(None);
                 };
                 match self.parse(engine_key, &stored)? {
@@ -490,7 +569,9 @@ impl Shared {
         let mut sealed = Vec::with_capacity(len.min(64 << 20));
         for piece_key in chunk::keys(engine_key, len) {
             let piece = self.db.get(piece_key).map_err(|error| self.error(error))?;
-            sealed.extend_from_slice(&piece.ok_or_else(|| self.key_damage(engine_key, "a piece is missing"))?);
+            sealed.extend_from_slice(
+                &piece.ok_or_else(|| self.key_damage(engine_key, "a piece is missing"))?,
+            );
         }
         if sealed.len() == len {
             Ok(sealed.into())
@@ -510,11 +591,15 @@ impl Shared {
     }
 
     fn parse<'a>(&self, engine_key: &[u8], stored: &'a [u8]) -> Result<Stored<'a>> {
-        Stored::parse(stored).ok_or_else(|| self.key_damage(engine_key, "what is stored has no known form"))
+        Stored::parse(stored)
+            .ok_or_else(|| self.key_damage(engine_key, "what is stored has no known form"))
     }
 
     fn key_damage(&self, engine_key: &[u8], what: &str) -> Error {
-        damage(&self.dir, format!("key {}: {what}", engine_key.escape_ascii()))
+        damage(
+            &self.dir,
+            format!("key {}: {what}", engine_key.escape_ascii()),
+        )
     }
 
     /// Scans one keyspace in slices, seeking anew for each: a long iteration starves under a busy writer. For a pin: what
@@ -535,7 +620,10 @@ impl Shared {
         while let Some(lower) = next.take() {
             let mut slice = Vec::new();
             let (mut keys, mut bytes) = (0, 0);
-            for entry in self.db.range::<Vec<u8>, _>((lower, Bound::Excluded(upper.clone()))) {
+            for entry in self
+                .db
+                .range::<Vec<u8>, _>((lower, Bound::Excluded(upper.clone())))
+            {
                 let (key, stored) = entry.map_err(|error| self.error(error))?;
                 bytes += stored.len();
                 keys += 1;
@@ -568,12 +656,16 @@ impl Shared {
 
     /// Whether a log key that is in the tree exists, now or for a pin. Keys of other keyspaces exist.
     fn sees(&self, keyspace: Keyspace, engine_key: &[u8], pin: Option<(u64, &High)>) -> bool {
-        let Some(log) = keyspace.log() else { return true };
+        let Some(log) = keyspace.log() else {
+            return true;
+        };
         let deleted_by = self.state.read().hidden.get(engine_key).copied();
         match pin {
             None => deleted_by.is_none(),
             Some((commit, high)) => {
-                let is_committed = high[log].as_deref().is_some_and(|high| &engine_key[1..] <= high);
+                let is_committed = high[log]
+                    .as_deref()
+                    .is_some_and(|high| &engine_key[1..] <= high);
                 is_committed && deleted_by.is_none_or(|deletion| commit < deletion)
             }
         }
@@ -590,7 +682,12 @@ struct LiveReader {
 }
 
 impl Reader for LiveReader {
-    fn get(&self, keyspace: Keyspace, key: &[u8], found: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    fn get(
+        &self,
+        keyspace: Keyspace,
+        key: &[u8],
+        found: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let engine_key = engine_key(keyspace, key);
         if !self.shared.sees(keyspace, &engine_key, None) {
             return Ok(());
@@ -599,7 +696,13 @@ impl Reader for LiveReader {
         sealed.map_or(Ok(()), |sealed| found(&sealed))
     }
 
-    fn scan(&self, keyspace: Keyspace, from: &[u8], to: Option<&[u8]>, each: &mut Each<'_>) -> Result<()> {
+    fn scan(
+        &self,
+        keyspace: Keyspace,
+        from: &[u8],
+        to: Option<&[u8]>,
+        each: &mut Each<'_>,
+    ) -> Result<()> {
         self.shared.scan(keyspace, from, to, None, each)
     }
 
@@ -618,27 +721,43 @@ struct PinnedReader {
 }
 
 impl Reader for PinnedReader {
-    fn get(&self, keyspace: Keyspace, key: &[u8], found: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    fn get(
+        &self,
+        keyspace: Keyspace,
+        key: &[u8],
+        found: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         if !keyspace.is_log() {
             let sealed = self.small[keyspace.position()].get(key);
             return sealed.map_or(Ok(()), |sealed| found(sealed));
         }
         let engine_key = engine_key(keyspace, key);
-        if !self.shared.sees(keyspace, &engine_key, Some((self.commit, &self.high))) {
+        if !self
+            .shared
+            .sees(keyspace, &engine_key, Some((self.commit, &self.high)))
+        {
             return Ok(());
         }
         let sealed = self.shared.sealed(&engine_key)?;
         sealed.map_or(Ok(()), |sealed| found(&sealed))
     }
 
-    fn scan(&self, keyspace: Keyspace, from: &[u8], to: Option<&[u8]>, each: &mut Each<'_>) -> Result<()> {
+    fn scan(
+        &self,
+        keyspace: Keyspace,
+        from: &[u8],
+        to: Option<&[u8]>,
+        each: &mut Each<'_>,
+    ) -> Result<()> {
         if keyspace.is_log() {
             return self
                 .shared
                 .scan(keyspace, from, to, Some((self.commit, &self.high)), each);
         }
         let upper = to.map_or(Bound::Unbounded, Bound::Excluded);
-        for (key, sealed) in self.small[keyspace.position()].range::<[u8], _>((Bound::Included(from), upper)) {
+        for (key, sealed) in
+            self.small[keyspace.position()].range::<[u8], _>((Bound::Included(from), upper))
+        {
             if each(key, sealed)?.is_break() {
                 break;
             }
@@ -772,7 +891,8 @@ impl Acknowledged {
 
     fn read_slot(file: &File, slot: u64) -> Option<(u64, u64, u64)> {
         let mut record = [0; Acknowledged::RECORD_BYTES];
-        file.read_exact_at(&mut record, slot * Acknowledged::SLOT_BYTES).ok()?;
+        file.read_exact_at(&mut record, slot * Acknowledged::SLOT_BYTES)
+            .ok()?;
         let (content, sum) = record.split_last_chunk()?;
         if u32::from_be_bytes(*sum) != crc32fast::hash(content) {
             return None;
@@ -833,7 +953,11 @@ fn journal_records(commit: u64, removals: &[Vec<u8>]) -> Vec<(Vec<u8>, Vec<u8>)>
         rest = after;
         let mut key = vec![JOURNAL];
         key.extend_from_slice(&commit.to_be_bytes());
-        key.extend_from_slice(&u32::try_from(records.len()).expect("few parts").to_be_bytes());
+        key.extend_from_slice(
+            &u32::try_from(records.len())
+                .expect("few parts")
+                .to_be_bytes(),
+        );
         records.push((key, encode_keys(part.iter().map(Vec::as_slice))));
     }
     records

@@ -29,6 +29,7 @@ use crate::{Error, Result};
 
 /// The longest time to live, in seconds. Source: etcd 3.7.
 pub const TTL_SECS_MAX: i64 = 9_000_000_000;
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 /// A lease reported as expired is reported again after this long, if it is still there.
 const EXPIRED_RETRY: Duration = Duration::from_secs(3);
 /// After a promotion no more leases than this expire in any second. Source: etcd 3.7, three quarters of the
@@ -130,7 +131,8 @@ pub struct Lessor {
 }
 
 struct State {
-    leases: HashMap<i64, Lease>,
+    /// Boxed, since a table that has just grown is half empty.
+    leases: HashMap<i64, Box<Lease>>,
     lease_by_key: HashMap<Bytes, i64>,
     primary: bool,
     /// Empty unless primary.
@@ -153,7 +155,7 @@ struct Lease {
 enum Keys {
     None,
     One(Bytes),
-    Many(Box<BTreeSet<Bytes>>),
+    Many(BTreeSet<Bytes>),
 }
 
 /// A point in the caller's time, in nanoseconds.
@@ -171,10 +173,10 @@ impl Deadline {
     /// Seconds from `now`, towards zero.
     fn secs_after(self, now: Duration) -> i64 {
         if self == Deadline::NEVER {
-            return i64::MAX / 1_000_000_000;
+            return i64::MAX / NANOS_PER_SECOND as i64;
         }
         let left = i128::from(self.0) - i128::from(Deadline::at(now).0);
-        (left / 1_000_000_000) as i64
+        (left / i128::from(NANOS_PER_SECOND)) as i64
     }
 }
 
@@ -211,7 +213,7 @@ impl Lessor {
         let Entry::Vacant(vacant) = state.leases.entry(id) else {
             return Err(Error::LeaseExists { id });
         };
-        let lease = vacant.insert(Lease::new(ttl_secs, 0));
+        let lease = vacant.insert(Box::new(Lease::new(ttl_secs, 0)));
         if primary {
             lease.renew(now);
             let deadline = lease.deadline;
@@ -411,29 +413,30 @@ impl Lessor {
         let state = &mut *self.state.write();
         state.primary = true;
         state.checkpoints.clear();
-        let mut order: Vec<(Deadline, i64)> = Vec::with_capacity(state.leases.len());
+        let mut order: Vec<(Deadline, i64, &mut Lease)> = Vec::with_capacity(state.leases.len());
         for (&id, lease) in &mut state.leases {
-            lease.deadline = Deadline::at(now + lease.time_left() + extend);
-            order.push((lease.deadline, id));
+            let deadline = Deadline::at(now + lease.time_left() + extend);
+            order.push((deadline, id, &mut **lease));
         }
-        order.sort_unstable();
+        order.sort_unstable_by_key(|&(deadline, id, _)| (deadline, id));
         if order.len() >= SPREAD_LEASES_MIN {
             for i in EXPIRIES_PER_SECOND_MAX..order.len() {
                 let earliest = order[i - EXPIRIES_PER_SECOND_MAX]
                     .0
                     .0
-                    .saturating_add(1_000_000_000);
+                    .saturating_add(NANOS_PER_SECOND);
                 order[i].0 = order[i].0.max(Deadline(earliest));
             }
         }
-        for &(deadline, id) in &order {
-            let lease = state.lease_of_key(id);
-            lease.deadline = deadline;
-            lease.queued = deadline;
-            let ttl_secs = lease.ttl_secs;
-            self.schedule_checkpoint(state, id, ttl_secs, now);
+        for (deadline, id, lease) in &mut order {
+            lease.deadline = *deadline;
+            lease.queued = *deadline;
+            if self.options.checkpoints == Checkpoints::On {
+                state.checkpoints.schedule(*id, lease.ttl_secs, now);
+            }
         }
-        state.expiry.rebuild(order.into_iter());
+        let entries = order.into_iter().map(|(deadline, id, _)| (deadline, id));
+        state.expiry.rebuild(entries);
     }
 
     /// This member is no longer leader: leases live until a primary says otherwise.
@@ -467,7 +470,7 @@ impl Lessor {
                 continue; // Soon to be revoked.
             }
             let left = deadline.0 - Deadline::at(now).0;
-            let remaining_secs = left.div_ceil(1_000_000_000) as i64;
+            let remaining_secs = left.div_ceil(NANOS_PER_SECOND) as i64;
             if remaining_secs < ttl_secs {
                 due.push((id, remaining_secs));
             }
@@ -505,10 +508,10 @@ impl Lessor {
             )));
         }
         let ttl_secs = stored.ttl.max(self.options.ttl_secs_min);
-        self.state
-            .write()
-            .leases
-            .insert(stored.id, Lease::new(ttl_secs, stored.remaining_ttl));
+        self.state.write().leases.insert(
+            stored.id,
+            Box::new(Lease::new(ttl_secs, stored.remaining_ttl)),
+        );
         Ok(())
     }
 
@@ -576,7 +579,7 @@ impl Keys {
             Keys::None => *self = Keys::One(key),
             Keys::One(one) if *one == key => {}
             Keys::One(one) => {
-                *self = Keys::Many(Box::new(BTreeSet::from([std::mem::take(one), key])));
+                *self = Keys::Many(BTreeSet::from([std::mem::take(one), key]));
             }
             Keys::Many(keys) => {
                 keys.insert(key);

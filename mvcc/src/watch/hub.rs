@@ -15,6 +15,7 @@
 //!
 //! Lock order: a stream's state, then the hub. Publishing takes the hub alone.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -100,6 +101,8 @@ struct HubState {
 struct Audience {
     listeners: BTreeMap<u64, Listener>,
     with_prev: u32,
+    /// The newest revision its streams were told of: a revision of many events tells them once.
+    told: Cell<i64>,
 }
 
 struct Listener {
@@ -416,6 +419,9 @@ impl HubState {
         for event in events.events() {
             self.index.matching(key_of(event), &mut |_, audience| {
                 matched = true;
+                if audience.told.replace(revision) == revision {
+                    return;
+                }
                 for listener in audience.listeners.values() {
                     if listener.signal.mark.load(Ordering::Relaxed) == 0 {
                         listener.signal.mark.store(revision, Ordering::Relaxed);

@@ -23,11 +23,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use kv_proto::etcdserverpb::{ResponseHeader, WatchResponse};
 use kv_proto::key_range::KeyRange;
 use parking_lot::Mutex;
-use prost::Message;
+use prost::encoding::{self, WireType};
 use tokio::time::Instant;
 
 use super::event::{EventBatch, RevisionEvents, key_of};
@@ -90,39 +90,62 @@ pub struct WatchOutput {
 impl WatchOutput {
     /// The message with its events, under the given ids.
     pub fn to_response(&self, header: &ResponseHeader) -> WatchResponse {
-        let mut response = self.head(header);
-        response.events = self.events.iter().flat_map(EventBatch::events).collect();
-        response
-    }
-
-    /// The encoded message in two parts to be sent one after the other: what precedes the events, and the
-    /// shared bytes of the events.
-    pub fn to_bytes(&self, header: &ResponseHeader) -> (Bytes, Bytes) {
-        let head = self.head(header);
-        let mut buf = BytesMut::with_capacity(head.encoded_len());
-        head.encode_raw(&mut buf);
-        (
-            buf.freeze(),
-            self.events
-                .as_ref()
-                .map(EventBatch::frames)
-                .unwrap_or_default(),
-        )
-    }
-
-    fn head(&self, header: &ResponseHeader) -> WatchResponse {
         WatchResponse {
-            header: Some(ResponseHeader {
-                revision: self.revision,
-                ..header.clone()
-            }),
+            header: Some(self.header(header)),
             watch_id: self.watch_id,
             created: self.created,
             canceled: self.canceled,
             compact_revision: self.compact_revision,
             cancel_reason: self.cancel_reason.to_string(),
             fragment: self.fragment,
-            events: Vec::new(),
+            events: self.events.iter().flat_map(EventBatch::events).collect(),
+        }
+    }
+
+    /// Writes the encoded message: the few fields of its own, then the shared bytes of the events.
+    pub fn encode(&self, header: &ResponseHeader, buf: &mut impl BufMut) {
+        self.encode_head(header, buf);
+        if let Some(batch) = &self.events {
+            buf.put(batch.frames());
+        }
+    }
+
+    /// Writes all fields but the events, which [`EventBatch::frames`] has; they come last.
+    pub fn encode_head(&self, header: &ResponseHeader, buf: &mut impl BufMut) {
+        encoding::message::encode(1, &self.header(header), buf);
+        let int64 = |field, value: i64, buf: &mut _| {
+            if value != 0 {
+                encoding::int64::encode(field, &value, buf);
+            }
+        };
+        let flag = |field, value: bool, buf: &mut _| {
+            if value {
+                encoding::bool::encode(field, &value, buf);
+            }
+        };
+        int64(2, self.watch_id, buf);
+        flag(3, self.created, buf);
+        flag(4, self.canceled, buf);
+        int64(5, self.compact_revision, buf);
+        if !self.cancel_reason.is_empty() {
+            encoding::encode_key(6, WireType::LengthDelimited, buf);
+            encoding::encode_varint(self.cancel_reason.len() as u64, buf);
+            buf.put_slice(self.cancel_reason.as_bytes());
+        }
+        flag(7, self.fragment, buf);
+    }
+
+    /// Bytes of everything but the events.
+    fn head_len(&self, header: &ResponseHeader) -> usize {
+        let mut head = BytesMut::new();
+        self.encode_head(header, &mut head);
+        head.len()
+    }
+
+    fn header(&self, ids: &ResponseHeader) -> ResponseHeader {
+        ResponseHeader {
+            revision: self.revision,
+            ..*ids
         }
     }
 }
@@ -302,38 +325,31 @@ impl WatchStream {
     pub async fn next(&self) -> Result<WatchOutput> {
         loop {
             let notified = self.shared.signal.notify.notified();
+            let tick_at = self.next_tick();
             if let Some(output) = self.try_next()? {
                 return Ok(output);
             }
-            match self.next_tick() {
+            match tick_at {
                 Some(at) => tokio::select! {
                     () = notified => {}
-                    () = tokio::time::sleep_until(at) => self.begin_tick(),
+                    () = tokio::time::sleep_until(at) => {}
                 },
                 None => notified.await,
             }
         }
     }
 
-    /// When the next progress tick is due; the ticks are those of the stream, not of a watcher.
+    /// Begins the progress tick if one is due, also on a stream that is never idle, and says when the next
+    /// one is. The ticks are those of the stream, not of a watcher; the ones nobody saw are not made up for.
     fn next_tick(&self) -> Option<Instant> {
         let mut state = self.shared.state.lock();
         if state.progress_watchers == 0 {
             return None;
         }
-        let (now, interval) = (Instant::now(), self.shared.options.progress_interval);
-        if state.tick_at + interval <= now {
-            // Ticks passed while nobody wanted them.
-            let missed = (now - state.tick_at).as_nanos() / interval.as_nanos().max(1);
-            state.tick_at += interval * u32::try_from(missed).unwrap_or(u32::MAX);
+        if state.pass_ticks(self.shared.options.progress_interval) {
+            state.tick_due = true;
         }
         Some(state.tick_at)
-    }
-
-    fn begin_tick(&self) {
-        let mut state = self.shared.state.lock();
-        state.tick_due = true;
-        state.tick_at += self.shared.options.progress_interval;
     }
 }
 
@@ -417,6 +433,10 @@ impl Shared {
         let slot = state.index.get_or_insert_with(&create.range, BTreeMap::new);
         state.index.get_mut(slot).insert(id, watcher);
         state.slots.insert(id, slot);
+        if state.progress_watchers == 0 {
+            // Ticks from before anyone wanted them.
+            state.pass_ticks(self.options.progress_interval);
+        }
         state.progress_watchers += usize::from(create.progress_notify);
         self.slow_watchers(1);
         // Nearly always live at once. A watcher with a past takes its turn when responses are taken.
@@ -631,6 +651,17 @@ impl Shared {
 }
 
 impl StreamState {
+    /// Sets the next tick into the future; whether one or more have passed.
+    fn pass_ticks(&mut self, interval: Duration) -> bool {
+        let now = Instant::now();
+        if now < self.tick_at {
+            return false;
+        }
+        let passed = (now - self.tick_at).as_nanos() / interval.as_nanos().max(1) + 1;
+        self.tick_at += interval * u32::try_from(passed).unwrap_or(u32::MAX);
+        true
+    }
+
     fn free_id(&mut self) -> i64 {
         while self.slots.contains_key(&self.next_id) {
             self.next_id += 1;
@@ -947,7 +978,7 @@ fn emit(
         return;
     }
     let events_len: usize = (0..batch.len()).map(|i| batch.frame_len(i)).sum();
-    if output.head(&options.header).encoded_len() + events_len < options.fragment_bytes_min {
+    if output.head_len(&options.header) + events_len < options.fragment_bytes_min {
         ready.push_back(WatchOutput {
             events: Some(batch),
             ..output
@@ -955,7 +986,7 @@ fn emit(
         return;
     }
     output.fragment = true;
-    let head_len = output.head(&options.header).encoded_len();
+    let head_len = output.head_len(&options.header);
     let mut start = 0;
     while start < batch.len() {
         let mut len = head_len + batch.frame_len(start);

@@ -664,7 +664,7 @@ fn large_response_is_split_where_etcd_splits_it() {
 }
 
 #[test]
-fn encoded_parts_join_to_the_message() {
+fn encoded_response_is_the_message() {
     let world = World::new();
     let stream = world.stream();
     stream.create(WatchCreate {
@@ -678,11 +678,16 @@ fn encoded_parts_join_to_the_message() {
     stream.cancel(0);
     stream.refuse("no");
     outputs.extend(world.drain(&stream));
-    assert_eq!(outputs.len(), 8);
+    outputs.push(WatchOutput {
+        compact_revision: 7,
+        fragment: true,
+        ..outputs[0].clone()
+    });
+    assert_eq!(outputs.len(), 9);
     for output in outputs {
-        let (head, events) = output.to_bytes(&header());
-        let message = output.to_response(&header());
-        assert_eq!([head, events].concat(), message.encode_to_vec());
+        let mut encoded = Vec::new();
+        output.encode(&header(), &mut encoded);
+        assert_eq!(encoded, output.to_response(&header()).encode_to_vec());
     }
 }
 
@@ -819,6 +824,24 @@ async fn next_waits_for_events_and_ticks_by_itself() {
     assert_eq!(line(&stream.next().await.unwrap()), "1@2: created");
     assert_eq!(line(&stream.next().await.unwrap()), "1@2:");
     assert_eq!(line(&stream.next().await.unwrap()), "1@2:");
+}
+
+#[tokio::test]
+async fn busy_stream_ticks_for_its_idle_watchers() {
+    let world = World::new();
+    let stream = world.stream();
+    stream.create(watch("a", "", 0));
+    stream.create(WatchCreate {
+        progress_notify: true,
+        ..watch("b", "", 0)
+    });
+    let mut told = String::new();
+    while !told.starts_with("1@") || told.contains("created") {
+        world.put("a", "v");
+        world.put("a", "v");
+        told = line(&stream.next().await.unwrap());
+    }
+    assert!(told.ends_with(':'), "{told} is progress");
 }
 
 #[test]
