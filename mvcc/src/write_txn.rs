@@ -22,6 +22,7 @@ use crate::read_txn::{self, Hit, Keys, SLICE_KEYS};
 use crate::record::{self, Put, Stored};
 use crate::revision::{Change, Revision};
 use crate::store::{AppliedMark, Store};
+use crate::value_cache::Admission;
 use crate::watch::{Interest, RevisionEvents, delete_event, put_event};
 use crate::{Error, Result};
 
@@ -412,7 +413,9 @@ impl WriteTxn<'_> {
                 .map(|hit| hit.state.modified)
                 .filter(|revision| revision.main < own_main)
                 .collect();
-            let mut records = stored.iter().zip(self.store.records(&stored)?);
+            let mut records = stored
+                .iter()
+                .zip(self.store.records(&stored, Admission::None)?);
             for hit in hits {
                 let revision = hit.state.modified;
                 let record = if revision.main == own_main {
@@ -495,7 +498,7 @@ impl Store {
 
     /// The value at `before` for a watcher. One that cannot be read is left out: the change itself must reach it.
     fn prev_kv(&self, before: Revision) -> Option<KeyValue> {
-        match self.records(&[before]) {
+        match self.records(&[before], Admission::None) {
             Ok(records) => records
                 .into_iter()
                 .flatten()

@@ -920,3 +920,139 @@ fn an_index_that_does_not_cover_the_values_is_damage() {
         Err(Error::Damage { .. })
     ));
 }
+
+fn scrub(store: &Store) -> Result<usize> {
+    let (mut checked, mut position) = (0, crate::ScrubPosition::default());
+    loop {
+        let progress = store.scrub(&position, 7)?;
+        checked += progress.checked;
+        match progress.next {
+            Some(next) => position = next,
+            None => return Ok(checked),
+        }
+    }
+}
+
+#[test]
+fn a_scrub_reads_every_revision_and_finds_what_disagrees() {
+    let revision = |main| Bytes::copy_from_slice(&Revision::new(main, 0).key(Change::Put));
+    let stored = |store: &Store, keyspace, main| {
+        store
+            .backend()
+            .get(keyspace, &revision(main))
+            .unwrap()
+            .unwrap()
+    };
+    let filled = || {
+        let store = empty();
+        for n in 0..30 {
+            put(&store, &format!("k{}", n % 10), "v");
+        }
+        delete(&store, "k3");
+        store
+    };
+    assert_eq!(scrub(&filled()).unwrap(), 31);
+
+    let damages: [fn(Bytes, Bytes, Bytes) -> Op; 4] = [
+        |_, key, _| Op::Delete(Keyspace::Index, key),
+        |_, key, _| Op::Delete(Keyspace::Rev, key),
+        |_, key, other| Op::Put(Keyspace::Index, key, other),
+        |other, key, _| Op::Put(Keyspace::Rev, key, other),
+    ];
+    for (number, damage) in damages.into_iter().enumerate() {
+        let disk = MemoryDisk::default();
+        let store = open(&disk);
+        for n in 0..20 {
+            put(&store, &format!("k{n}"), "v");
+        }
+        let (value, index) = (
+            stored(&store, Keyspace::Rev, 9),
+            stored(&store, Keyspace::Index, 9),
+        );
+        // A log keyspace takes no second put of a key that is still buffered.
+        store.backend().checkpoint().unwrap();
+        store
+            .backend()
+            .write(vec![damage(value, revision(10), index)]);
+
+        let found = scrub(&store).unwrap_err();
+
+        assert!(
+            matches!(found, Error::Damage { .. }),
+            "damage {number}: {found}"
+        );
+        assert!(
+            found.to_string().contains("10.0"),
+            "damage {number}: {found}"
+        );
+    }
+}
+
+/// Each transaction sets a pair to one number, or deletes both: no reader may ever see halves of two.
+#[test]
+fn readers_see_whole_transactions_beside_writes_and_compactions() {
+    const TRANSACTIONS: i64 = 4000;
+    let store = empty();
+    let pair = |n: i64| [format!("x/{:02}", n % 20), format!("y/{:02}", n % 20)].map(Bytes::from);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut last = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let answer = store.range(&all()).unwrap();
+                    assert!(answer.revision >= last, "{} after {last}", answer.revision);
+                    last = answer.revision;
+                    let (xs, ys) = answer.kvs.split_at(answer.kvs.len() / 2);
+                    assert_eq!(answer.count as usize, answer.kvs.len());
+                    assert_eq!(xs.len(), ys.len());
+                    for (x, y) in xs.iter().zip(ys) {
+                        assert_eq!(
+                            (x.key[1..].to_vec(), &x.value),
+                            (y.key[1..].to_vec(), &y.value)
+                        );
+                        assert!(x.mod_revision <= answer.revision);
+                    }
+                    let count = store
+                        .range(&RangeQuery {
+                            count_only: true,
+                            ..all()
+                        })
+                        .unwrap()
+                        .count;
+                    assert_eq!(count % 2, 0);
+                    match store.hash_kv(last) {
+                        Ok(hash) => assert_eq!(hash.hash_revision, last),
+                        Err(error) => assert!(matches!(error, Error::Compacted { .. }), "{error}"),
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                store.compact_step().unwrap();
+            }
+        });
+        for n in 0..TRANSACTIONS {
+            let mut txn = store.write(AppliedMark::new(1, 1));
+            for key in pair(n) {
+                if n % 7 == 3 {
+                    txn.delete_range(&KeyRange::Single(key), Prev::Skip)
+                        .unwrap();
+                } else {
+                    txn.put(key, n.to_string().as_bytes(), 0, Prev::Skip)
+                        .unwrap();
+                }
+            }
+            txn.commit();
+            if n % 50 == 0 && store.revision() > store.compacted() {
+                store
+                    .compact(store.revision(), AppliedMark::new(1, 1))
+                    .unwrap();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    compact_fully(&store);
+    store.check_invariants();
+}
