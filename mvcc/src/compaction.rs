@@ -216,72 +216,68 @@ impl Store {
         }
     }
 
-    fn advance(&self, job: Job) -> Result<Progress> {
-        let Job {
-            revision,
-            previous,
-            phase,
-            hash,
-        } = job;
+    /// Works until a slice is used up or the job is done: a small compaction is one step, without a pause.
+    fn advance(&self, mut job: Job) -> Result<Progress> {
         let slice = self.compactor.options.compaction_slice;
-        let (phase, hash) = match phase {
-            Phase::Keep => {
-                let mut kept = Kept::with_tombstones();
-                let mut next = Some(Box::default());
-                while let Some(from) = next {
-                    next = self.keep_slice(&from, revision, previous, &mut kept);
-                }
-                kept.finish();
-                let hasher = KvHasher::new(previous, revision, kept);
-                (
+        loop {
+            job.phase = match job.phase {
+                Phase::Keep => {
+                    let mut kept = Kept::with_tombstones();
+                    let mut next = Some(Box::default());
+                    while let Some(from) = next {
+                        next = self.keep_slice(&from, job.revision, job.previous, &mut kept);
+                    }
+                    kept.finish();
                     Phase::Hash {
                         view: self.backend.view()?,
-                        hasher,
+                        hasher: KvHasher::new(job.previous, job.revision, kept),
                         from: Vec::new(),
-                    },
-                    hash,
-                )
-            }
-            Phase::Hash {
-                view,
-                mut hasher,
-                from,
-            } => match hash::feed_slice(&view, &mut hasher, &from, slice)? {
-                Some(from) => (Phase::Hash { view, hasher, from }, hash),
-                None => (
-                    Phase::Drop {
-                        from: Box::default(),
-                    },
-                    Some(hasher.sum()),
-                ),
-            },
-            Phase::Drop { from } => match self.drop_some(from, revision, slice) {
-                Some(from) => (Phase::Drop { from }, hash),
-                None => {
-                    self.backend.write(vec![meta(
-                        FINISHED_KEY,
-                        &Revision::new(revision, 0).key(Change::Put),
-                    )]);
-                    if let Some(hash) = hash {
-                        let hash_revision = revision;
-                        self.hashes.remember(HashKv {
-                            hash,
-                            revision,
-                            compact_revision: previous,
-                            hash_revision,
-                        });
                     }
-                    self.compactor.finished.send_replace(revision);
-                    return Ok(Progress::Finished);
                 }
-            },
-        };
-        Ok(Progress::Continue(Job {
-            revision,
-            previous,
-            phase,
-            hash,
-        }))
+                Phase::Hash {
+                    view,
+                    mut hasher,
+                    from,
+                } => match hash::feed_slice(&view, &mut hasher, &from, slice)? {
+                    Some(from) => {
+                        job.phase = Phase::Hash { view, hasher, from };
+                        return Ok(Progress::Continue(job));
+                    }
+                    None => {
+                        job.hash = Some(hasher.sum());
+                        Phase::Drop {
+                            from: Box::default(),
+                        }
+                    }
+                },
+                Phase::Drop { from } => match self.drop_some(from, job.revision, slice) {
+                    Some(from) => {
+                        job.phase = Phase::Drop { from };
+                        return Ok(Progress::Continue(job));
+                    }
+                    None => {
+                        self.finish(job.revision, job.previous, job.hash);
+                        return Ok(Progress::Finished);
+                    }
+                },
+            };
+        }
+    }
+
+    fn finish(&self, revision: i64, previous: i64, hash: Option<u32>) {
+        self.backend.write(vec![meta(
+            FINISHED_KEY,
+            &Revision::new(revision, 0).key(Change::Put),
+        )]);
+        if let Some(hash) = hash {
+            self.hashes.remember(HashKv {
+                hash,
+                revision,
+                compact_revision: previous,
+                hash_revision: revision,
+            });
+        }
+        self.compactor.finished.send_replace(revision);
     }
 
     /// Removes what the keys from `from` on need no more, until about `slice` revisions went; returns where to go on.
