@@ -1,8 +1,9 @@
 //! One transaction of the writer: all its changes have one main revision, and their order is their sub revision.
 //!
-//! Changes are gathered beside the store and read back by the transaction alone. A commit hands them to the backend in one
-//! batch together with the applied mark, adds them to the index and publishes the revision under one hold of the index
-//! lock, and tells the watchers last. Dropping the transaction leaves no trace. One that changes no key bumps no revision.
+//! Changes are gathered beside the store and read back by the transaction alone. A commit hands them to the backend in
+//! one batch together with the applied mark, adds them to the index, then publishes the revision, and tells the watchers
+//! last. Readers pin a published revision, so what the index holds above it does not exist for them. Dropping the
+//! transaction leaves no trace. One that changes no key bumps no revision.
 //!
 //! Source: etcd 3.7 mvcc, write transactions; semantics of put, delete and nested reads in the API documentation.
 
@@ -295,17 +296,17 @@ impl WriteTxn<'_> {
             store.events_of(&changes, |key| capture.wants(key)),
         );
         store.backend.write(ops);
-        {
+        for slice in changes.chunks(SLICE_KEYS) {
             let mut index = store.index.write();
-            for staged in &changes {
+            for staged in slice {
                 index.apply(
                     &staged.key,
                     Revision::new(revision, staged.sub()),
                     staged.change,
                 );
             }
-            store.publish_revision(revision);
         }
+        store.publish_revision(revision);
         let last = newest.values().map(|position| &changes[*position]);
         store.cache.update(
             last.clone().filter_map(|staged| staged.before),
