@@ -86,6 +86,7 @@ pub struct Committed {
 
 /// One change that is not committed.
 struct Staged {
+    revision: Revision,
     key: Bytes,
     change: Change,
     stored: Stored,
@@ -147,6 +148,7 @@ impl WriteTxn<'_> {
         };
         let stored = Stored::put(revision, put);
         self.stage(Staged {
+            revision,
             key,
             change: Change::Put,
             stored,
@@ -172,8 +174,10 @@ impl WriteTxn<'_> {
                 Some(position) => self.changes[*position].before,
                 None => Some(hit.state.modified),
             };
-            let stored = Stored::tombstone(self.next_change(), &hit.key);
+            let revision = self.next_change();
+            let stored = Stored::tombstone(revision, &hit.key);
             self.stage(Staged {
+                revision,
                 key: hit.key,
                 change: Change::Tombstone,
                 stored,
@@ -299,11 +303,7 @@ impl WriteTxn<'_> {
         for slice in changes.chunks(SLICE_KEYS) {
             let mut index = store.index.write();
             for staged in slice {
-                index.apply(
-                    &staged.key,
-                    Revision::new(revision, staged.sub()),
-                    staged.change,
-                );
+                index.apply(&staged.key, staged.revision, staged.change);
             }
         }
         store.publish_revision(revision);
@@ -451,15 +451,6 @@ impl WriteTxn<'_> {
     }
 }
 
-impl Staged {
-    fn sub(&self) -> i64 {
-        match Revision::decode(&self.stored.revision_key) {
-            Some((revision, _)) => revision.sub,
-            None => unreachable!("a staged change has a revision key"),
-        }
-    }
-}
-
 impl Store {
     /// The events of one transaction that somebody wants, each with the value before it if that is wanted.
     fn events_of(&self, changes: &[Staged], wants: impl Fn(&[u8]) -> Interest) -> Vec<Event> {
@@ -474,10 +465,9 @@ impl Store {
                 (Interest::EventsWithPrev, Some(before)) if !is_create => self.prev_kv(before),
                 _ => None,
             };
-            let main = self.revision() + 1;
             events.push(match staged.change {
                 Change::Put => put_event(own_kv(staged), prev),
-                Change::Tombstone => delete_event(own_kv(staged).key, main, prev),
+                Change::Tombstone => delete_event(own_kv(staged).key, staged.revision.main, prev),
             });
         }
         events
