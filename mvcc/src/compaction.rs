@@ -260,8 +260,11 @@ impl Store {
                 Some(from) => (Phase::Hash { view, hasher, from }, hash),
                 None => (Phase::remove(), Some(hasher.sum())),
             },
-            Phase::Drop { next, pending } => {
-                let (next, mut pending) = self.drop_from_index(next, pending, revision, slice);
+            Phase::Drop {
+                mut next,
+                mut pending,
+            } => {
+                self.drop_from_index(&mut next, &mut pending, revision, slice);
                 if pending.is_empty() {
                     self.finish_compaction(revision, previous, hash);
                     return Ok(Progress::Finished);
@@ -284,22 +287,21 @@ impl Store {
     /// Takes out of the index what no read at `revision` or later can see, until `wanted` revisions are `pending`.
     fn drop_from_index(
         &self,
-        mut next: Option<Box<[u8]>>,
-        mut pending: VecDeque<(Revision, Change)>,
+        next: &mut Option<Box<[u8]>>,
+        pending: &mut VecDeque<(Revision, Change)>,
         revision: i64,
         wanted: usize,
-    ) -> (Option<Box<[u8]>>, VecDeque<(Revision, Change)>) {
+    ) {
         while pending.len() < wanted
-            && let Some(from) = &next
+            && let Some(from) = next
         {
             let mut dropped = Vec::new();
-            next = self
+            *next = self
                 .index
                 .write()
                 .compact(from, revision, SLICE_KEYS, &mut dropped);
             pending.extend(dropped.iter().flat_map(Dropped::iter));
         }
-        (next, pending)
     }
 
     /// Removes value and index record of each revision, in one batch.

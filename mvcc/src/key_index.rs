@@ -339,10 +339,6 @@ impl KeyIndex {
 }
 
 impl Dropped {
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Revision, Change)> {
         self.0.iter().map(|entry| (entry.revision(), entry.change))
     }
