@@ -227,7 +227,7 @@ impl Model {
         })
     }
 
-    /// HashKV from all that was ever stored, as semantics.md words it.
+    /// HashKV from all that was ever stored, by the rules as worded.
     fn hash(&self, revision: i64, compacted: i64, keep_tombstones: bool) -> u32 {
         let mut kept: BTreeMap<Bytes, (Revision, Change)> = BTreeMap::new();
         for (stored, change, value) in self
