@@ -67,6 +67,7 @@ impl Kv for KvService {
     ) -> Result<Response<RangeResponse>, Status> {
         let request = request.into_inner();
         validate::range(&request)?;
+        self.0.metrics.mvcc.range.inc();
         let RangeAnswer {
             revision,
             kvs,
