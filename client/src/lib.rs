@@ -4,7 +4,7 @@
 //! Every request and answer is a message of [`kv_proto`]; this crate adds what lies between a call
 //! and the wire:
 //! - a call goes to one endpoint and moves to the next when that one cannot serve it;
-//! - a read is repeated on `Unavailable`, a write only if it was certainly not sent (see [`retry`]);
+//! - a read is repeated on `Unavailable`, a write only if it was certainly not sent (the rules stand in `retry.rs`);
 //! - a token that expired is fetched again, once per call;
 //! - everything ends: each call within [`Config::request_timeout`], each connection attempt within
 //!   [`Config::connect_timeout`].
@@ -25,13 +25,13 @@
 mod client;
 mod endpoints;
 mod error;
-pub mod retry;
 
 mod auth;
 mod cluster;
 mod kv;
 mod lease;
 mod maintenance;
+mod retry;
 mod tls;
 mod txn;
 mod watch;

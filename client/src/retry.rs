@@ -18,7 +18,7 @@ const PAUSE_DOUBLINGS_MAX: u32 = 4;
 
 /// Whether a request may reach the server twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repeat {
+pub(crate) enum Repeat {
     /// The request changes nothing.
     Always,
     /// A second execution would differ from one.
@@ -27,7 +27,7 @@ pub enum Repeat {
 
 impl Repeat {
     /// Whether a call that failed with `error` is made again.
-    pub fn allows(self, error: &Error) -> bool {
+    pub(crate) fn allows(self, error: &Error) -> bool {
         match self {
             Repeat::Always => error.is_unavailable(),
             Repeat::IfNotSent => matches!(error, Error::Unreachable { .. }),

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::ops::ControlFlow;
 
-use crate::key_index::KeyIndex;
+use crate::key_index::{Dropped, KeyIndex};
 use crate::revision::{Change, Revision};
 
 /// All keys that have a revision.
@@ -34,9 +34,6 @@ pub(crate) struct Span<'a> {
     pub(crate) start: &'a [u8],
     pub(crate) end: Option<&'a [u8]>,
 }
-
-/// A revision that a compaction dropped from the index.
-pub(crate) type Dropped = (Revision, Change);
 
 const LEAF_KEYS_MAX: usize = 128;
 /// A leaf that compaction leaves with fewer is joined to the one before it.
@@ -74,13 +71,9 @@ impl Index {
 
     /// The revisions of `key`.
     pub(crate) fn get(&self, key: &[u8]) -> Option<&KeyIndex> {
-        let (_, leaf) = self
-            .leaves
-            .range::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
-            .next_back()?;
-        leaf.search(key)
-            .ok()
-            .map(|position| &leaf.entries[position].revisions)
+        let (_, leaf) = self.leaf_of(Some(key));
+        let position = leaf.search(key).ok()?;
+        Some(&leaf.entries[position].revisions)
     }
 
     /// Adds a change that is newer than every other; a tombstone's key must exist.
@@ -179,36 +172,34 @@ impl Index {
     }
 
     /// Counts the keys of `span` that exist at `at`, and returns where to go on after about `steps_max` steps.
+    ///
+    /// A leaf between the two ends is one step, and none of its keys is looked at, unless it changed after `at`.
     pub(crate) fn count(
         &self,
         span: Span<'_>,
         at: i64,
         steps_max: usize,
     ) -> (usize, Option<Box<[u8]>>) {
-        let mut count = 0;
-        let mut steps = 0;
-        for leaf in self.leaves_from(span.start) {
+        let ends = (self.leaf_of(Some(span.start)), self.leaf_of(span.end));
+        let ((first, first_leaf), (last, last_leaf)) = ends;
+        let count_ends = |leaf: &Leaf| {
             let (from, to) = leaf.bounds(span);
-            if steps >= steps_max
-                && let Some(next) = leaf.entries[from..to].first()
-            {
-                return (count, Some(next.key.clone()));
-            }
-            if leaf.modified <= at && to - from == leaf.entries.len() {
-                count += leaf.live;
-                steps += 1;
-            } else {
-                count += leaf.entries[from..to]
-                    .iter()
-                    .filter(|entry| entry.revisions.get(at).is_some())
-                    .count();
-                steps += to - from;
-            }
-            if to < leaf.entries.len() {
-                break;
-            }
+            leaf.count(from, to, at)
+        };
+        if first >= last {
+            return (count_ends(first_leaf).0, None);
         }
-        (count, None)
+        let (mut count, mut steps) = count_ends(first_leaf);
+        let between = (Bound::Excluded(first), Bound::Excluded(last));
+        for (separator, leaf) in self.leaves.range::<[u8], _>(between) {
+            if steps >= steps_max {
+                return (count, Some(separator.clone()));
+            }
+            let (more, cost) = leaf.count(0, leaf.entries.len(), at);
+            count += more;
+            steps += cost;
+        }
+        (count + count_ends(last_leaf).0, None)
     }
 
     /// About how many keys `span` holds, at a cost that does not grow with it beyond one step a leaf.
@@ -226,13 +217,13 @@ impl Index {
 
     /// Compacts the keys from `from` on, whole leaves at a time, until about `keys_max` were looked at.
     ///
-    /// Calls `dropped` with what left the index. Returns where to go on; `None` when the last key is done.
+    /// Hands over in `dropped` what left the index. Returns where to go on; `None` when the last key is done.
     pub(crate) fn compact(
         &mut self,
         from: &[u8],
         at: i64,
         keys_max: usize,
-        mut dropped: impl FnMut(Dropped),
+        dropped: &mut Vec<Dropped>,
     ) -> Option<Box<[u8]>> {
         let first = self
             .leaves
@@ -255,9 +246,7 @@ impl Index {
             let before = leaf.heap_bytes();
             leaf.entries.retain_mut(|entry| {
                 let heap_before = entry.revisions.heap_bytes();
-                let stays = entry
-                    .revisions
-                    .compact(at, |revision, change| dropped((revision, change)));
+                let stays = entry.revisions.compact(at, dropped);
                 match stays {
                     true => {
                         self.heap_bytes =
@@ -354,16 +343,21 @@ impl Index {
         );
     }
 
-    fn leaves_from(&self, start: &[u8]) -> impl Iterator<Item = &Leaf> {
-        let first = self
+    /// The leaf that holds `key` or would; without a key, the last one.
+    fn leaf_of(&self, key: Option<&[u8]>) -> (&[u8], &Leaf) {
+        let upper = key.map_or(Bound::Unbounded, Bound::Included);
+        let leaf = self
             .leaves
-            .range::<[u8], _>((Bound::Unbounded, Bound::Included(start)))
+            .range::<[u8], _>((Bound::Unbounded, upper))
             .next_back();
-        let from = first.map_or(Bound::Unbounded, |(separator, _)| {
-            Bound::Included(&separator[..])
-        });
+        leaf.map(|(separator, leaf)| (&separator[..], leaf))
+            .expect("the first separator is below every key")
+    }
+
+    fn leaves_from(&self, start: &[u8]) -> impl Iterator<Item = &Leaf> {
+        let (first, _) = self.leaf_of(Some(start));
         self.leaves
-            .range::<[u8], _>((from, Bound::Unbounded))
+            .range::<[u8], _>((Bound::Included(first), Bound::Unbounded))
             .map(|(_, leaf)| leaf)
     }
 
@@ -422,6 +416,19 @@ impl Leaf {
             Some(_) | None => self.entries.len(),
         };
         (from, to.max(from))
+    }
+
+    /// How many of the entries `from..to` exist at `at`, and what it cost to find out.
+    fn count(&self, from: usize, to: usize, at: i64) -> (usize, usize) {
+        if self.modified <= at && to - from == self.entries.len() {
+            return (self.live, 1);
+        }
+        let entries = &self.entries[from..to];
+        let count = entries
+            .iter()
+            .filter(|entry| entry.revisions.get(at).is_some())
+            .count();
+        (count, entries.len())
     }
 
     /// Inserts and returns by how many bytes the leaf grew.

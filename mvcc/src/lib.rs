@@ -3,6 +3,8 @@
 //! In reading order: a [`revision`] names one change; a key's generations ([`key_index`]) and the ordered map
 //! of keys ([`index`]) say which revisions exist; the [`backend`] holds what they contain; the [`store`] ties
 //! them together for [`read_txn`] and [`write_txn`]; [`watch`] tells who asked; [`lease`] lets keys expire.
+//! [`record`] draws what is stored, [`recovery`] reads it at start, [`compaction`] removes what no read can see,
+//! [`hash`](mod@hash) and [`scrub`] check it, [`value_cache`] saves reading it twice.
 
 pub mod backend;
 mod compaction;
@@ -16,6 +18,7 @@ mod read_txn;
 mod record;
 mod recovery;
 mod revision;
+mod scrub;
 mod store;
 mod store_history;
 mod value_cache;
@@ -28,5 +31,6 @@ pub use hash::HashKv;
 pub use range::{RangeAnswer, RangeQuery, SortOrder, SortTarget};
 pub use read_txn::{RangeChunk, RangeEnd, RangeStream};
 pub use revision::{Change, RevKey, Revision};
+pub use scrub::{ScrubPosition, ScrubProgress};
 pub use store::{AppliedMark, CompactionDriver, Store, StoreOptions, StoreStats, TERM_KEY};
 pub use write_txn::{Committed, DeleteOutcome, KeyMeta, Prev, PutOutcome, WriteTxn};

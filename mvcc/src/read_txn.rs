@@ -14,6 +14,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kv_proto::key_range::KeyRange;
 use kv_proto::mvccpb::KeyValue;
 
 use crate::backend::Keyspace;
@@ -23,6 +24,7 @@ use crate::range::{RangeAnswer, RangeQuery, span};
 use crate::record;
 use crate::revision::{Change, RevKey, Revision};
 use crate::store::Store;
+use crate::value_cache::Admission;
 use crate::{Error, Result};
 
 /// Keys looked at under one hold of the index lock: about 0.1 ms.
@@ -48,6 +50,8 @@ struct ReadTxn<'a> {
     store: &'a Store,
     revision: i64,
     reach: Reach,
+    /// Whether this was the store's revision when the read began, so that its values are the newest ones.
+    latest: bool,
 }
 
 /// A key found in the index.
@@ -106,8 +110,8 @@ impl Store {
         Ok(RangeStream {
             store: Arc::clone(self),
             query: query.clone(),
-            current,
-            revision,
+            revision: current,
+            pinned: revision,
             position: Position::Start,
             given: 0,
             count: 0,
@@ -122,6 +126,7 @@ impl Store {
                 store: self,
                 revision,
                 reach,
+                latest: revision == current,
             };
             match txn.range(query) {
                 Ok(answer) => {
@@ -142,6 +147,8 @@ impl Store {
 
     /// The current revision and the one that a read of `asked` sees.
     fn readable(&self, asked: i64) -> Result<(i64, i64)> {
+        // In this order, so that the current revision is never below the compacted one.
+        let compacted = self.compacted();
         let current = self.revision();
         let revision = if asked <= 0 { current } else { asked };
         if revision > current {
@@ -150,7 +157,12 @@ impl Store {
                 current,
             });
         }
-        self.check_not_compacted(revision)?;
+        if revision < compacted {
+            return Err(Error::Compacted {
+                requested: revision,
+                compacted,
+            });
+        }
         Ok((current, revision))
     }
 
@@ -226,7 +238,13 @@ impl Store {
     }
 
     /// The records of puts at `revisions`, in that order; `None` where there is none.
-    pub(crate) fn records(&self, revisions: &[Revision]) -> Result<Vec<Option<Bytes>>> {
+    ///
+    /// Those that the cache lacked enter it as `admission` says.
+    pub(crate) fn records(
+        &self,
+        revisions: &[Revision],
+        admission: Admission,
+    ) -> Result<Vec<Option<Bytes>>> {
         let mut records = vec![None; revisions.len()];
         if self.cache.fill(revisions, &mut records) == 0 {
             return Ok(records);
@@ -242,13 +260,18 @@ impl Store {
         keys.dedup();
         let found = self.backend.get_revisions(&keys)?;
         let mut at = 0;
+        let mut read = Vec::with_capacity(missing.len());
         for position in missing {
             // Both ascend; a revision asked for twice has one key.
             while keys[at][..] != revisions[position].key(Change::Put)[..] {
                 at += 1;
             }
             records[position] = found[at].clone();
+            if let Some(record) = &found[at] {
+                read.push((revisions[position], record));
+            }
         }
+        self.cache.admit(&read, admission);
         Ok(records)
     }
 
@@ -408,6 +431,15 @@ impl ReadTxn<'_> {
         to_count(self.store.count(span, self.revision))
     }
 
+    /// A list may use what room the cache has, and one key that is read again and again pushes others out.
+    fn admission(&self, query: &RangeQuery) -> Admission {
+        match (self.latest, &query.range) {
+            (false, _) => Admission::None,
+            (true, KeyRange::Single(_)) => Admission::Evict,
+            (true, KeyRange::Bounded { .. } | KeyRange::From(_)) => Admission::FreeRoom,
+        }
+    }
+
     /// Appends what `query` wants of `hits`; `false` if that is out of reach.
     fn read(&self, query: &RangeQuery, hits: &[Hit], kvs: &mut Vec<KeyValue>) -> Result<bool> {
         if query.skips_values() {
@@ -418,7 +450,7 @@ impl ReadTxn<'_> {
         for hits in hits.chunks(SLICE_KEYS) {
             let revisions: Vec<Revision> = hits.iter().map(|hit| hit.state.modified).collect();
             let records = match self.reach {
-                Reach::Engine => self.store.records(&revisions)?,
+                Reach::Engine => self.store.records(&revisions, self.admission(query))?,
                 Reach::Memory => match self.store.records_in_memory(&revisions) {
                     Some(records) => records,
                     None => return Ok(false),
@@ -448,8 +480,10 @@ impl ReadTxn<'_> {
 pub struct RangeStream {
     store: Arc<Store>,
     query: RangeQuery,
-    current: i64,
+    /// The store's revision at the start.
     revision: i64,
+    /// The revision that is read.
+    pinned: i64,
     position: Position,
     given: usize,
     count: i64,
@@ -482,7 +516,7 @@ pub struct RangeEnd {
 impl RangeStream {
     /// The store's revision when the stream began.
     pub fn revision(&self) -> i64 {
-        self.current
+        self.revision
     }
 
     /// The next at most `keys_max` keys (at least one); after the last chunk, empty ones.
@@ -493,8 +527,9 @@ impl RangeStream {
         let wanted = keys_max.max(1).min(limit - self.given);
         let txn = ReadTxn {
             store: &self.store,
-            revision: self.revision,
+            revision: self.pinned,
             reach: Reach::Engine,
+            latest: self.pinned == self.revision,
         };
         let Some(bounds) = span(&self.query.range) else {
             let answer = match std::mem::replace(&mut self.position, Position::End) {
@@ -532,7 +567,7 @@ impl RangeStream {
             };
             let slice = self
                 .store
-                .slice(rest, self.revision, wanted - kvs.len(), keys);
+                .slice(rest, self.pinned, wanted - kvs.len(), keys);
             txn.read(&self.query, &slice.hits, &mut kvs)?;
             start = slice.next;
         }
@@ -562,7 +597,7 @@ impl RangeStream {
         if end.is_some() {
             self.position = Position::End;
         }
-        self.store.check_not_compacted(self.revision)?;
+        self.store.check_not_compacted(self.pinned)?;
         Ok(RangeChunk { kvs, end })
     }
 }

@@ -17,6 +17,7 @@ use crate::read_txn::SLICE_KEYS;
 use crate::record;
 use crate::revision::{Change, RevKey, Revision};
 use crate::store::Store;
+use crate::value_cache::Admission;
 use crate::watch::{
     History, HistoryChunk, HistoryRequest, RangeSet, RevisionEvents, delete_event, put_event,
 };
@@ -220,7 +221,7 @@ impl Store {
         let wanted: Vec<Revision> = before.iter().flatten().copied().collect();
         let mut records = Vec::with_capacity(wanted.len());
         for wanted in wanted.chunks(SLICE_KEYS) {
-            records.append(&mut self.records(wanted)?);
+            records.append(&mut self.records(wanted, Admission::None)?);
         }
         let mut records = records.into_iter();
         let value = |before: Option<Revision>| {

@@ -33,6 +33,17 @@ struct Entry {
     used: AtomicBool,
 }
 
+/// On what terms values that were read enter the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// They stay out.
+    None,
+    /// As long as there is free room: a long list must not push out what was written last.
+    FreeRoom,
+    /// At the cost of others.
+    Evict,
+}
+
 /// What an entry costs beside its value: slot, map entry, the allocation's own head.
 const ENTRY_BYTES: u64 = 160;
 /// A value above this part of the budget would push out too many others.
@@ -93,6 +104,27 @@ impl ValueCache {
                 while inner.bytes > self.bytes_max {
                     inner.evict_one();
                 }
+            }
+        }
+    }
+
+    /// Adds records that were read as the newest of their keys.
+    pub(crate) fn admit(&self, read: &[(Revision, &Bytes)], admission: Admission) {
+        match admission {
+            Admission::None => {}
+            Admission::Evict => self.update([], read.iter().copied()),
+            Admission::FreeRoom => {
+                // A full cache is the common case, and needs no exclusive lock.
+                let Some(room) = self.bytes_max.checked_sub(self.bytes() + ENTRY_BYTES) else {
+                    return;
+                };
+                let mut left = room;
+                let fits = read.iter().copied().take_while(|(_, value)| {
+                    let cost = ENTRY_BYTES + value.len() as u64;
+                    left = left.saturating_sub(cost);
+                    left > 0
+                });
+                self.update([], fits);
             }
         }
     }
@@ -223,6 +255,32 @@ mod tests {
         assert_eq!(cached(&cache, 2), None);
         assert_eq!(cached(&cache, 3), Some(value(3)));
         assert_eq!(cache.bytes(), ENTRY_BYTES + 11);
+    }
+
+    #[test]
+    fn a_list_uses_free_room_and_one_key_pushes_others_out() {
+        let budget = 20 * (ENTRY_BYTES + 11);
+        let cache = ValueCache::new(budget);
+        for main in 0..15 {
+            cache.update([], [(Revision::new(main, 0), &value(main))]);
+        }
+        let values: Vec<Bytes> = (100..200).map(value).collect();
+        let read: Vec<_> = (100..)
+            .map(|main| Revision::new(main, 0))
+            .zip(&values)
+            .collect();
+
+        cache.admit(&read, Admission::None);
+        assert_eq!(cached(&cache, 100), None);
+        cache.admit(&read, Admission::FreeRoom);
+        cache.admit(&read, Admission::FreeRoom);
+        assert_eq!(cached(&cache, 100), Some(value(100)));
+        assert!((0..15).all(|main| cached(&cache, main).is_some()));
+        assert!(cache.bytes() <= budget);
+
+        cache.admit(&read[90..91], Admission::Evict);
+        cache.admit(&read[91..92], Admission::Evict);
+        assert_eq!(cached(&cache, 191), Some(value(191)));
     }
 
     #[test]

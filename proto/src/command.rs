@@ -153,7 +153,11 @@ impl Command {
         if version == 0 || version > VERSION_MAX || reserved != 0 {
             return Err(Error::Unknown { kind, version });
         }
-        Ok(Command { origin, request_id, body: Body::decode(kind, version, bytes)? })
+        Ok(Command {
+            origin,
+            request_id,
+            body: Body::decode(kind, version, bytes)?,
+        })
     }
 }
 
@@ -162,8 +166,17 @@ mod tests {
     use super::*;
 
     fn put() -> Command {
-        let put = PutRequest { key: "k".into(), value: "v".into(), lease: 7, ..Default::default() };
-        Command { origin: 3, request_id: 42, body: Body::Put(put) }
+        let put = PutRequest {
+            key: "k".into(),
+            value: "v".into(),
+            lease: 7,
+            ..Default::default()
+        };
+        Command {
+            origin: 3,
+            request_id: 42,
+            body: Body::Put(put),
+        }
     }
 
     #[test]
@@ -178,18 +191,43 @@ mod tests {
             b[at] = byte;
             Command::decode(b.into())
         };
-        assert_eq!(with(2, 9), Err(Error::Unknown { kind: 1, version: 9 }));
-        assert_eq!(with(0, 200), Err(Error::Unknown { kind: 200, version: 1 }));
-        assert_eq!(with(5, 1), Err(Error::Unknown { kind: 1, version: 1 }));
+        assert_eq!(
+            with(2, 9),
+            Err(Error::Unknown {
+                kind: 1,
+                version: 9
+            })
+        );
+        assert_eq!(
+            with(0, 200),
+            Err(Error::Unknown {
+                kind: 200,
+                version: 1
+            })
+        );
+        assert_eq!(
+            with(5, 1),
+            Err(Error::Unknown {
+                kind: 1,
+                version: 1
+            })
+        );
         let mut longer = put().encode().to_vec();
         longer.extend_from_slice(&[0xf8, 0x01, 0x01]); // field 31, varint 1
-        assert_eq!(Command::decode(longer.into()), Err(Error::UnknownField { kind: 1 }));
-        assert_eq!(Command::decode(Bytes::from_static(b"abc")), Err(Error::Short { len: 3 }));
+        assert_eq!(
+            Command::decode(longer.into()),
+            Err(Error::UnknownField { kind: 1 })
+        );
+        assert_eq!(
+            Command::decode(Bytes::from_static(b"abc")),
+            Err(Error::Short { len: 3 })
+        );
     }
 
     #[test]
     fn the_bytes_of_version_1_never_change() {
-        let expect = b"\x01\0\x01\0\0\0\0\0\x03\0\0\0\0\0\0\0\x2a\0\0\0\0\0\0\0\x0a\x01k\x12\x01v\x18\x07";
+        let expect =
+            b"\x01\0\x01\0\0\0\0\0\x03\0\0\0\0\0\0\0\x2a\0\0\0\0\0\0\0\x0a\x01k\x12\x01v\x18\x07";
         assert_eq!(&put().encode()[..], &expect[..]);
     }
 }

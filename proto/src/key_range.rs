@@ -32,14 +32,24 @@ impl KeyRange {
         } else if range_end == OPEN_END {
             KeyRange::From(key)
         } else {
-            KeyRange::Bounded { start: key, end: range_end }
+            KeyRange::Bounded {
+                start: key,
+                end: range_end,
+            }
         }
     }
 
     /// All keys that begin with `prefix`.
     pub fn prefix(prefix: Bytes) -> KeyRange {
         let end = prefix_end(&prefix);
-        KeyRange::new(if prefix.is_empty() { Bytes::from_static(b"\0") } else { prefix }, end)
+        KeyRange::new(
+            if prefix.is_empty() {
+                Bytes::from_static(b"\0")
+            } else {
+                prefix
+            },
+            end,
+        )
     }
 
     /// Whether `key` is in the range.

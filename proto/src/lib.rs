@@ -28,7 +28,11 @@ pub mod membershippb {
     tonic::include_proto!("membershippb");
 }
 /// The client API: KV, Watch, Lease, Cluster, Maintenance, Auth.
-#[allow(missing_docs, clippy::large_enum_variant, clippy::doc_lazy_continuation)]
+#[allow(
+    missing_docs,
+    clippy::large_enum_variant,
+    clippy::doc_lazy_continuation
+)]
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");
 }

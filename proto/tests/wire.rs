@@ -16,7 +16,9 @@ fn the_wire_surface_is_etcds() {
         assert!(!items.is_empty(), "no {section} to compare with");
         for item in items {
             let name = item["name"].as_str().unwrap();
-            let found = have.get(name).unwrap_or_else(|| panic!("{name} is missing"));
+            let found = have
+                .get(name)
+                .unwrap_or_else(|| panic!("{name} is missing"));
             assert_eq!(&normalized(item), found, "{name} differs");
         }
     }
@@ -98,8 +100,11 @@ fn add_message(out: &mut BTreeMap<String, Value>, scope: &str, message: &Descrip
 
 fn add_enum(out: &mut BTreeMap<String, Value>, scope: &str, e: &EnumDescriptorProto) {
     let name = format!("{scope}.{}", e.name());
-    let values: Vec<Value> =
-        e.value.iter().map(|v| json!({ "name": v.name(), "number": v.number() })).collect();
+    let values: Vec<Value> = e
+        .value
+        .iter()
+        .map(|v| json!({ "name": v.name(), "number": v.number() }))
+        .collect();
     out.insert(name.clone(), json!({ "name": name, "values": values }));
 }
 

@@ -143,27 +143,37 @@ impl LogStore {
 
     /// Entries from `from` up to `to`, exclusive, as far as the log has them: all of them, or with
     /// `bytes_max` as many as fit, at least one.
-    async fn read(&self, from: u64, to: u64, bytes_max: Option<u64>) -> io::Result<Vec<Entry>> {
-        let (mut from, to) = self.shared.state.lock().clamp(from, to);
+    async fn read(&self, mut from: u64, to: u64, bytes_max: Option<u64>) -> io::Result<Vec<Entry>> {
+        let budget = bytes_max.unwrap_or(u64::MAX);
         let mut entries = Vec::new();
-        while from < to {
-            let budget = bytes_max.unwrap_or(u64::MAX);
-            let found = self.shared.state.lock().find(from, to, budget);
+        loop {
+            // Looked up again each time: a truncation or a purge may come between two chunks.
+            let (first, found) = {
+                let state = self.shared.state.lock();
+                let (first, end) = state.clamp(from, to);
+                if first >= end {
+                    return Ok(entries);
+                }
+                (first, state.find(first, end, budget))
+            };
+            if first > from {
+                entries.clear();
+                from = first;
+            }
             let mut chunk = match found {
-                Found::Entries(entries) => entries,
-                Found::OnDisk { from, to } => self.read_disk(from, to).await?,
+                Found::Entries(chunk) => chunk,
+                Found::OnDisk { from, to } => match self.read_disk(from, to).await {
+                    Ok(chunk) => chunk,
+                    Err(_) if self.shared.state.lock().clamp(from, to) != (from, to) => continue,
+                    Err(error) => return Err(error),
+                },
             };
             from += chunk.len() as u64;
+            entries.append(&mut chunk);
             if bytes_max.is_some() {
-                return Ok(chunk);
-            }
-            if entries.is_empty() {
-                entries = chunk;
-            } else {
-                entries.append(&mut chunk);
+                return Ok(entries);
             }
         }
-        Ok(entries)
     }
 
     async fn read_disk(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
@@ -463,25 +473,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
         let (index, term) = (index_of(Some(&log_id)), log_id.leader_id.term);
         self.shared.state.lock().purge(log_id);
-        let (done, durable) = oneshot::channel();
-        let completion: kv_wal::Completion = Box::new(move |result| drop(done.send(result)));
-        self.enqueue(
-            vec![Record::Purge { index, term }],
-            Sync::Yes,
-            Some(completion),
-        )?;
-        let wal = self.shared.wal.clone();
-        // Files go only when the disk knows that their entries are not needed.
-        tokio::spawn(async move {
-            if !matches!(durable.await, Ok(Ok(()))) {
-                return;
-            }
-            let purged = tokio::task::spawn_blocking(move || wal.purge_files(index + 1)).await;
-            if let Ok(Err(error)) = purged {
-                tracing::warn!(index, %error, "old log files stay: they could not be removed");
-            }
-        });
-        Ok(())
+        self.enqueue(vec![Record::Purge { index, term }], Sync::Yes, None)?;
+        // In the same queue: files go only when the disk knows that their entries are not needed.
+        self.shared.wal.purge_files(index + 1).map_err(io_error)
     }
 }
 

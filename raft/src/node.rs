@@ -155,7 +155,8 @@ impl Node {
     }
 
     /// Makes this member one of the first `voters` of a new cluster; all of them call it with the
-    /// same ids. Errors: [`Error::AlreadyInitialized`] on a member with a log or a vote.
+    /// same ids. Errors: [`Error::AlreadyInitialized`] on a member with a log or a vote, which in a
+    /// new cluster may simply have come from a member that was faster.
     pub async fn initialize(&self, voters: &[u64]) -> Result<()> {
         membership::initialize(&self.inner.raft, voters).await
     }

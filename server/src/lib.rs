@@ -1,8 +1,43 @@
-//! The server of a member.
+//! The server of a member: the only crate where an entry meets a key, and where all network is.
+//!
+//! A Put, top to bottom: [`rpc`] checks and builds, [`propose`] encodes and waits, raft and log make it durable, [`apply`]
+//! calls the store, the store tells its watchers, [`wait`] answers. A Range: [`rpc`], [`read`], the store.
+//! [`server`] starts and stops the parts and names the owner of each.
 
+mod alarm;
+mod apply;
+mod clock;
+mod cluster;
 pub mod config;
 pub mod data_dir;
+mod error;
 pub mod http;
+mod lease_expiry;
+mod listener;
 pub mod logging;
+mod member;
 pub mod metrics;
+mod pages;
+mod propose;
+mod quota;
+mod read;
+mod rpc;
+mod server;
 pub mod tls;
+mod wait;
+
+pub use error::{Error, Result};
+pub use server::Server;
+
+/// A panic anywhere ends the process, logged: a wrong replica is worse than a stopped one. The engine's guarded
+/// open-and-scan thread is excepted; it turns a panic into an error.
+pub fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        if !kv_mvcc::backend::is_guarded_thread() {
+            tracing::error!(%panic, "stopping at once");
+            std::process::abort();
+        }
+    }));
+}

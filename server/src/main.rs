@@ -1,1 +1,58 @@
-fn main(){}
+//! `kvd`: one member of a cluster.
+
+use std::process::ExitCode;
+
+use kv_server::config::{self, Invocation};
+use kv_server::{Server, logging};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    let invocation = match config::load(std::env::args_os().skip(1), std::env::vars_os()) {
+        Ok(invocation) => invocation,
+        Err(error) => {
+            eprintln!("kvd: {error}");
+            return ExitCode::from(error.exit_code());
+        }
+    };
+    match invocation {
+        Invocation::Help => print!("{}", config::help_text()),
+        Invocation::Version => print!("{}", config::version_text()),
+        Invocation::Run { config, notices } => {
+            if let Err(error) = logging::start(&config) {
+                eprintln!("kvd: {error}");
+                return ExitCode::FAILURE;
+            }
+            notices.iter().for_each(|notice| notice.log());
+            kv_server::abort_on_panic();
+            if let Err(error) = run(*config) {
+                tracing::error!(error = format!("{error:#}"), "the member cannot run");
+                eprintln!("kvd: {error:#}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Serves until SIGTERM or SIGINT.
+fn run(config: config::Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let server = Server::start(config).await?;
+        // Not run by systemd: nobody to tell.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        server.stop().await
+    })
+}

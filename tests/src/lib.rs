@@ -1,1 +1,5 @@
-//! .
+//! Runs real members for tests: processes on loopback addresses with folders of their own.
+
+pub mod process;
+
+pub use process::{Kvd, KvdOptions, kvd_binary};

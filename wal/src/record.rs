@@ -27,7 +27,7 @@
 //! - The crcs form one chain through a segment and, by the segment header, through the log: a record that is valid
 //!   by itself but not the one written at this place does not verify.
 //! - A batch header verifies without its neighbours (the segment's crc seeds it, and it names its own offset), so
-//!   replay can find the batches behind a damaged one. What `durable` is for: see [`crate::repair`].
+//!   replay can find the batches behind a damaged one. What `durable` is for: see `repair.rs`.
 //! - A batch is atomic: replay takes all of its records or none.
 
 use bytes::Bytes;

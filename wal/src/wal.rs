@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -228,7 +228,10 @@ impl Shared {
 
 /// Who drives the writer.
 enum Driver {
-    Thread(Mutex<Option<JoinHandle<()>>>),
+    Thread {
+        id: ThreadId,
+        join: Mutex<Option<JoinHandle<()>>>,
+    },
     Stepped(Box<Mutex<Writer>>),
 }
 
@@ -240,7 +243,7 @@ struct Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         // A log that is stepped by hand stays as it is: a test that drops it without `close` means a crash.
-        if let Driver::Thread(_) = self.driver {
+        if let Driver::Thread { .. } = self.driver {
             self.close();
         }
     }
@@ -252,12 +255,12 @@ impl Handle {
         self.shared.work.notify_all();
         self.shared.room.notify_all();
         match &self.driver {
-            Driver::Thread(thread) => {
-                let Some(thread) = thread.lock().take() else {
-                    return;
-                };
-                // The last handle may be dropped by a completion, on the writer thread itself.
-                if thread.thread().id() != thread::current().id() && thread.join().is_err() {
+            // A completion that closes the log, or drops its last handle, runs on the writer thread itself.
+            Driver::Thread { id, .. } if *id == thread::current().id() => {}
+            Driver::Thread { join, .. } => {
+                // Held while joining, so that whoever closes second waits as well.
+                let mut join = join.lock();
+                if join.take().is_some_and(|thread| thread.join().is_err()) {
                     tracing::error!("the log writer panicked");
                 }
             }
@@ -323,7 +326,10 @@ impl Wal {
             .name("wal".to_owned())
             .spawn(move || run(writer, &for_thread))
             .expect("the system starts one more thread");
-        let driver = Driver::Thread(Mutex::new(Some(thread)));
+        let driver = Driver::Thread {
+            id: thread.thread().id(),
+            join: Mutex::new(Some(thread)),
+        };
         Wal {
             handle: Arc::new(Handle { shared, driver }),
         }
@@ -343,7 +349,7 @@ impl Wal {
     pub fn step(&self) -> Step {
         match &self.handle.driver {
             Driver::Stepped(writer) => writer.lock().step(),
-            Driver::Thread(_) => panic!("step() on a log that has a writer thread"),
+            Driver::Thread { .. } => panic!("step() on a log that has a writer thread"),
         }
     }
 
@@ -403,8 +409,8 @@ impl Wal {
         Ok(())
     }
 
-    /// Written entries of `from..to_exclusive`, each as index, term and payload: at least one, and no more than
-    /// `max_bytes` of payloads beyond it. Fewer than asked for where the log ends. Each one's checksum is verified.
+    /// Written entries of `from..to_exclusive`, each as index, term and payload: up to `max_bytes` of payloads, but at
+    /// least one entry, and fewer where the log ends. Each one's checksum is verified.
     pub fn read_entries(
         &self,
         from: u64,

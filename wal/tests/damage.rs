@@ -288,6 +288,36 @@ fn batches_that_were_cut_never_come_back() {
 }
 
 #[test]
+fn a_batch_that_followed_something_else_is_refused() {
+    let log_with = |first: &'static str| {
+        let fs = disk();
+        let wal = create(&fs).unwrap();
+        wal.append(vec![Record::Vote(Bytes::from(first))], Sync::Yes, None)
+            .unwrap();
+        wal.step();
+        let file = segments(&fs).remove(0);
+        let second = used(&fs, &file);
+        wal.append(vec![entry(1, 1, 50)], Sync::Yes, None).unwrap();
+        wal.step();
+        (fs, file, second)
+    };
+    let (fs, file, second) = log_with("one");
+    let (other, ..) = log_with("two");
+    let stale = other.contents(&file).unwrap();
+    fs.edit(&file, |bytes| {
+        bytes[second..].copy_from_slice(&stale[second..])
+    })
+    .unwrap();
+    let error = open(&fs)
+        .err()
+        .expect("the second batch belongs to another first one");
+    assert!(
+        matches!(error, Error::Damage { offset, .. } if offset == second as u64),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_missing_segment_is_refused() {
     let (fs, _) = idle_log(120);
     let files = segments(&fs);

@@ -424,27 +424,31 @@ fn a_segment_that_is_purged_while_it_is_read_is_still_read() {
         before_read: Arc::clone(&before_read),
     };
     let wal = Wal::create_stepped(Arc::new(interrupted), config()).unwrap();
-    wal.append(
-        (1..=40).map(|index| entry(index, 1, 1_000)).collect(),
-        Sync::Yes,
-        None,
-    )
-    .unwrap();
-    settle(&wal);
+    // Up to the start of the second segment, where nothing is prepared yet and a purged one would serve again.
+    let mut next = 1;
+    while segments(&fs).len() < 2 {
+        wal.append(vec![entry(next, 1, 1_000)], Sync::Yes, None)
+            .unwrap();
+        settle(&wal);
+        next += 1;
+    }
     let writer = wal.clone();
     *before_read.lock() = Some(Box::new(move || {
         writer
-            .append(vec![Record::Purge { index: 40, term: 1 }], Sync::Yes, None)
-            .unwrap();
-        writer.purge_files(41).unwrap();
-        // The purged blocks would serve again within these.
-        writer
             .append(
-                (41..=120).map(|index| entry(index, 1, 1_000)).collect(),
+                vec![Record::Purge {
+                    index: next - 1,
+                    term: 1,
+                }],
                 Sync::Yes,
                 None,
             )
             .unwrap();
+        writer.purge_files(next).unwrap();
+        let records = (next..next + 60)
+            .map(|index| entry(index, 1, 1_000))
+            .collect();
+        writer.append(records, Sync::Yes, None).unwrap();
         settle(&writer);
     }));
     let Record::Entry { payload, .. } = entry(1, 1, 1_000) else {

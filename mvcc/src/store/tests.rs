@@ -227,7 +227,7 @@ impl Model {
         })
     }
 
-    /// HashKV from all that was ever stored, as semantics.md words it.
+    /// HashKV from all that was ever stored, by the rules as worded.
     fn hash(&self, revision: i64, compacted: i64, keep_tombstones: bool) -> u32 {
         let mut kept: BTreeMap<Bytes, (Revision, Change)> = BTreeMap::new();
         for (stored, change, value) in self
@@ -818,7 +818,43 @@ fn a_long_list_spans_slices_and_counts_everything() {
 
     let store = reopen(store, &disk);
     assert_eq!(store.range(&all()).unwrap(), answer);
+    let mut txn = store.write(AppliedMark::new(2, 1));
+    let outcome = txn.delete_range(&all().range, Prev::Skip).unwrap();
+    let revision = txn.commit().revision;
+    assert_eq!(outcome.deleted, KEYS - 100);
+    assert_eq!(
+        store.range(&all()).unwrap(),
+        RangeAnswer {
+            revision,
+            ..RangeAnswer::default()
+        }
+    );
+    let past = RangeQuery {
+        revision: pinned,
+        count_only: true,
+        ..all()
+    };
+    assert_eq!(store.range(&past).unwrap().count, KEYS);
     store.check_invariants();
+}
+
+/// Story: when nothing but a tombstone at the compacted revision is kept, etcd still skips what older compactions kept.
+#[test]
+fn a_compaction_that_keeps_only_a_tombstone_hashes_it_alone() {
+    let store = empty();
+    let created = put(&store, "k", "v");
+    store.compact(created, AppliedMark::new(3, 1)).unwrap();
+    compact_fully(&store);
+    let deleted = delete(&store, "k");
+    store.compact(deleted, AppliedMark::new(5, 1)).unwrap();
+    compact_fully(&store);
+
+    let hash = store.hash_kv(deleted).unwrap();
+
+    let mut expected = crc32c::crc32c(b"key");
+    expected = crc32c::crc32c_append(expected, &Revision::new(deleted, 0).key(Change::Tombstone));
+    expected = crc32c::crc32c_append(expected, b"\x0a\x01k");
+    assert_eq!((hash.hash, hash.compact_revision), (expected, created));
 }
 
 #[test]
@@ -919,4 +955,140 @@ fn an_index_that_does_not_cover_the_values_is_damage() {
         Store::open(backend, options()),
         Err(Error::Damage { .. })
     ));
+}
+
+fn scrub(store: &Store) -> Result<usize> {
+    let (mut checked, mut position) = (0, crate::ScrubPosition::default());
+    loop {
+        let progress = store.scrub(&position, 7)?;
+        checked += progress.checked;
+        match progress.next {
+            Some(next) => position = next,
+            None => return Ok(checked),
+        }
+    }
+}
+
+#[test]
+fn a_scrub_reads_every_revision_and_finds_what_disagrees() {
+    let revision = |main| Bytes::copy_from_slice(&Revision::new(main, 0).key(Change::Put));
+    let stored = |store: &Store, keyspace, main| {
+        store
+            .backend()
+            .get(keyspace, &revision(main))
+            .unwrap()
+            .unwrap()
+    };
+    let filled = || {
+        let store = empty();
+        for n in 0..30 {
+            put(&store, &format!("k{}", n % 10), "v");
+        }
+        delete(&store, "k3");
+        store
+    };
+    assert_eq!(scrub(&filled()).unwrap(), 31);
+
+    let damages: [fn(Bytes, Bytes, Bytes) -> Op; 4] = [
+        |_, key, _| Op::Delete(Keyspace::Index, key),
+        |_, key, _| Op::Delete(Keyspace::Rev, key),
+        |_, key, other| Op::Put(Keyspace::Index, key, other),
+        |other, key, _| Op::Put(Keyspace::Rev, key, other),
+    ];
+    for (number, damage) in damages.into_iter().enumerate() {
+        let disk = MemoryDisk::default();
+        let store = open(&disk);
+        for n in 0..20 {
+            put(&store, &format!("k{n}"), "v");
+        }
+        let (value, index) = (
+            stored(&store, Keyspace::Rev, 9),
+            stored(&store, Keyspace::Index, 9),
+        );
+        // A log keyspace takes no second put of a key that is still buffered.
+        store.backend().checkpoint().unwrap();
+        store
+            .backend()
+            .write(vec![damage(value, revision(10), index)]);
+
+        let found = scrub(&store).unwrap_err();
+
+        assert!(
+            matches!(found, Error::Damage { .. }),
+            "damage {number}: {found}"
+        );
+        assert!(
+            found.to_string().contains("10.0"),
+            "damage {number}: {found}"
+        );
+    }
+}
+
+/// Each transaction sets a pair to one number, or deletes both: no reader may ever see halves of two.
+#[test]
+fn readers_see_whole_transactions_beside_writes_and_compactions() {
+    const TRANSACTIONS: i64 = 4000;
+    let store = empty();
+    let pair = |n: i64| [format!("x/{:02}", n % 20), format!("y/{:02}", n % 20)].map(Bytes::from);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut last = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let answer = store.range(&all()).unwrap();
+                    assert!(answer.revision >= last, "{} after {last}", answer.revision);
+                    last = answer.revision;
+                    let (xs, ys) = answer.kvs.split_at(answer.kvs.len() / 2);
+                    assert_eq!(answer.count as usize, answer.kvs.len());
+                    assert_eq!(xs.len(), ys.len());
+                    for (x, y) in xs.iter().zip(ys) {
+                        assert_eq!(
+                            (x.key[1..].to_vec(), &x.value),
+                            (y.key[1..].to_vec(), &y.value)
+                        );
+                        assert!(x.mod_revision <= answer.revision);
+                    }
+                    let count = store
+                        .range(&RangeQuery {
+                            count_only: true,
+                            ..all()
+                        })
+                        .unwrap()
+                        .count;
+                    assert_eq!(count % 2, 0);
+                    match store.hash_kv(last) {
+                        Ok(hash) => assert_eq!(hash.hash_revision, last),
+                        Err(error) => assert!(matches!(error, Error::Compacted { .. }), "{error}"),
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                store.compact_step().unwrap();
+            }
+        });
+        for n in 0..TRANSACTIONS {
+            let mut txn = store.write(AppliedMark::new(1, 1));
+            for key in pair(n) {
+                if n % 7 == 3 {
+                    txn.delete_range(&KeyRange::Single(key), Prev::Skip)
+                        .unwrap();
+                } else {
+                    txn.put(key, n.to_string().as_bytes(), 0, Prev::Skip)
+                        .unwrap();
+                }
+            }
+            txn.commit();
+            if n % 50 == 0 && store.revision() > store.compacted() {
+                store
+                    .compact(store.revision(), AppliedMark::new(1, 1))
+                    .unwrap();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    compact_fully(&store);
+    store.check_invariants();
 }

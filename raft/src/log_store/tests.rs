@@ -293,6 +293,50 @@ async fn memory_is_bounded_and_what_left_it_is_read_from_disk() {
     wal.close().unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_beside_truncations_and_purges_find_a_piece_of_the_log_without_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, wal) = open(&dir, 500);
+    append(&mut log, [entry(1, 1, 50)]).await;
+    let (stop, mut stopped) = oneshot::channel::<()>();
+    let mut reader = log.clone();
+    let reading = tokio::spawn(async move {
+        let mut longest = 0;
+        while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
+            let found = entries(&mut reader).await;
+            let from = found.first().map_or(0, |(first, _)| *first);
+            assert!(
+                found
+                    .iter()
+                    .zip(from..)
+                    .all(|((index, _), expected)| *index == expected)
+            );
+            longest = longest.max(found.len());
+        }
+        longest
+    });
+    let mut last = 1;
+    for term in 2..60 {
+        append(
+            &mut log,
+            (last + 1..=last + 20).map(|index| entry(index, term, 50)),
+        )
+        .await;
+        last += 10;
+        log.truncate_after(raft_log_id(last, term)).await.unwrap();
+        log.purge(raft_log_id(last - 5, term).unwrap())
+            .await
+            .unwrap();
+    }
+    stop.send(()).unwrap();
+    let longest = reading.await.unwrap();
+    assert!(
+        longest > 1,
+        "the reader saw at most {longest} entries at once"
+    );
+    wal.close().unwrap();
+}
+
 #[test]
 fn what_is_not_on_disk_stays_in_memory_and_a_truncation_forgets_its_flush() {
     let mut state = State {

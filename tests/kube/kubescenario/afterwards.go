@@ -38,8 +38,9 @@ var storageErrors = []*regexp.Regexp{
 var harmless = []*regexp.Regexp{
 	// The client's first connection of a start is opened and closed at once, on purpose.
 	regexp.MustCompile(`authentication handshake failed: context canceled|operation was canceled`),
-	// A client of ours gave up its request.
-	regexp.MustCompile(`code = Canceled desc = context canceled`),
+	// A client of ours gave up its request, or the apiserver ends.
+	regexp.MustCompile(`code = Canceled desc = (context canceled|grpc: the client connection is closing)`),
+	regexp.MustCompile(`failed to sync with latest state: context canceled$`),
 	// Apiservers of one host share one lease of their identity, and the one that ends deletes it.
 	regexp.MustCompile(`"Failed to update lease".*Precondition failed: UID in precondition`),
 }
@@ -155,7 +156,10 @@ func (s *scenario) scanLogs() (string, error) {
 	}
 	if len(found) > 0 {
 		for i, line := range found {
-			found[i] = line[:min(len(line), 400)]
+			// What happened is at one end of the line or at the other.
+			if len(line) > 400 {
+				found[i] = line[:150] + " ... " + line[len(line)-250:]
+			}
 		}
 		return "", fmt.Errorf("%d storage errors while the store was up, first:\n%s", len(found), strings.Join(found[:min(8, len(found))], "\n"))
 	}

@@ -1,0 +1,382 @@
+//! The apply loop: the only place where an entry meets a key.
+//!
+//! One owner, called by the raft node with committed entries in order. Apply is a function of (state, entry): no
+//! clock, randomness or I/O outcome reaches it. Each command is one store transaction which also records how far apply
+//! is, so that a restart repeats exactly what the engine does not have. An entry may pack several commands; then the
+//! record is (last complete entry, commands done of the next one), and a restart skips those.
+//!
+//! Results go to the waiters of this member once per batch of entries; watchers were told by the commit itself.
+
+mod alarm;
+mod kv;
+mod lease;
+mod member;
+mod txn;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use kv_mvcc::backend::{Keyspace, Op};
+use kv_mvcc::{AppliedMark, Store};
+use kv_proto::command::{Body, Command};
+use kv_proto::etcdserverpb::{
+    AlarmResponse, AlarmType, DeleteRangeResponse, LeaseGrantResponse, LeaseRevokeResponse,
+    PutResponse, TxnResponse,
+};
+use kv_raft::{Applied, CommittedEntry, EntryBody, StateMachine};
+use parking_lot::Mutex;
+
+use crate::alarm::Alarms;
+use crate::cluster::Cluster;
+use crate::metrics::Metrics;
+use crate::wait::Wait;
+use crate::{Error, Result, quota};
+
+pub(crate) use txn::read_only as read_only_txn;
+
+const CONSISTENT_INDEX: &[u8] = b"consistent_index";
+const TERM: &[u8] = b"term";
+const MEMBERSHIP: &[u8] = b"membership";
+const COMMANDS_DONE: &[u8] = b"commands_done";
+
+/// What a waiter gets.
+pub(crate) type Outcome = Result<Response>;
+
+/// The answer to an applied command; headers hold the revision only.
+#[derive(Debug)]
+pub(crate) enum Response {
+    Put(PutResponse),
+    DeleteRange(DeleteRangeResponse),
+    Txn(TxnResponse),
+    /// Resolves when what the compaction deletes is deleted.
+    Compaction(kv_mvcc::CompactionHandle),
+    LeaseGrant(LeaseGrantResponse),
+    LeaseRevoke(LeaseRevokeResponse),
+    Alarm(AlarmResponse),
+    Done,
+}
+
+/// Owner of everything that entries change.
+pub(crate) struct Applier {
+    pub(crate) store: Arc<Store>,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) alarms: Arc<Alarms>,
+    pub(crate) wait: Arc<Wait>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) member_id: u64,
+    /// Database bytes above which a write is answered with NOSPACE; `None` for no limit.
+    pub(crate) quota_bytes: Option<u64>,
+    /// Origin of lease deadlines.
+    pub(crate) started: Instant,
+    /// The entry being applied.
+    position: Position,
+    /// From which index on which term and membership hold; a checkpoint names both for its index.
+    epochs: Arc<Mutex<Epochs>>,
+}
+
+/// First index of each (term, membership) since the start of the process, ascending.
+type Epochs = BTreeMap<u64, (u64, Bytes)>;
+
+/// How far apply is, as recorded with every transaction.
+#[derive(Clone, Copy, Debug, Default)]
+struct Position {
+    index: u64,
+    term: u64,
+    /// Commands of entry `index` that are applied while it is not complete; 0 when it is.
+    commands_done: u64,
+}
+
+impl Applier {
+    /// An applier over what the store contains.
+    pub(crate) fn new(
+        store: Arc<Store>,
+        cluster: Arc<Cluster>,
+        alarms: Arc<Alarms>,
+        wait: Arc<Wait>,
+        metrics: Arc<Metrics>,
+        member_id: u64,
+        quota_bytes: Option<u64>,
+        started: Instant,
+    ) -> Applier {
+        let position = Position::default();
+        let epochs = Arc::default();
+        Applier {
+            store,
+            cluster,
+            alarms,
+            wait,
+            metrics,
+            member_id,
+            quota_bytes,
+            started,
+            position,
+            epochs,
+        }
+    }
+
+    fn meta(&self, key: &'static [u8]) -> io::Result<Option<Bytes>> {
+        self.store
+            .backend()
+            .get(Keyspace::Meta, key)
+            .map_err(io::Error::other)
+    }
+
+    fn meta_u64(&self, key: &'static [u8]) -> io::Result<u64> {
+        let Some(value) = self.meta(key)? else {
+            return Ok(0);
+        };
+        let bytes: [u8; 8] = value[..].try_into().map_err(|_| {
+            io::Error::other(format!(
+                "meta item {} has {} bytes, not 8",
+                String::from_utf8_lossy(key),
+                value.len()
+            ))
+        })?;
+        Ok(u64::from_be_bytes(bytes))
+    }
+
+    /// What the next transaction records beside its effect.
+    fn mark(&self, extra: Vec<Op>) -> AppliedMark {
+        AppliedMark {
+            index: self.position.index,
+            term: self.position.term,
+            extra,
+        }
+    }
+
+    fn apply_entry(
+        &mut self,
+        entry: CommittedEntry,
+        results: &mut Vec<(u64, Outcome)>,
+    ) -> io::Result<()> {
+        let CommittedEntry { index, term, body } = entry;
+        let complete = Position {
+            index,
+            term,
+            commands_done: 0,
+        };
+        self.note_epoch(&complete, &body);
+        match body {
+            EntryBody::Blank => self.record(complete, Vec::new()),
+            EntryBody::Membership {
+                membership,
+                command,
+            } => {
+                self.record(complete, vec![put_meta(MEMBERSHIP, membership)]);
+                if command.is_some() {
+                    return Err(io::Error::other(format!(
+                        "entry {index} changes the members with a command that this build does not know: start a newer build"
+                    )));
+                }
+            }
+            EntryBody::Commands(commands) => {
+                let count = commands.len();
+                // A restart in the middle of a packed entry: its first commands are in the store.
+                let skip = std::mem::take(&mut self.position.commands_done) as usize;
+                for (n, bytes) in commands.into_iter().enumerate().skip(skip) {
+                    let command = Command::decode(bytes).map_err(|e| {
+                        io::Error::other(format!("entry {index}, command {n}: {e}"))
+                    })?;
+                    self.position = if n + 1 == count {
+                        complete
+                    } else {
+                        Position {
+                            index: index - 1,
+                            term,
+                            commands_done: n as u64 + 1,
+                        }
+                    };
+                    let extra = self.progress_ops(n, count);
+                    let outcome = self.apply_command(command.body, extra)?;
+                    if command.origin == self.member_id && command.request_id != 0 {
+                        results.push((command.request_id, outcome));
+                    }
+                }
+                if skip >= count {
+                    self.record(complete, vec![]);
+                }
+            }
+        }
+        self.position = complete;
+        Ok(())
+    }
+
+    fn note_epoch(&self, position: &Position, body: &EntryBody) {
+        let changes_members = matches!(body, EntryBody::Membership { .. });
+        if position.term == self.position.term && !changes_members {
+            return;
+        }
+        let mut epochs = self.epochs.lock();
+        let membership = match body {
+            EntryBody::Membership { membership, .. } => membership.clone(),
+            _ => epochs
+                .last_key_value()
+                .map(|(_, (_, m))| m.clone())
+                .unwrap_or_default(),
+        };
+        epochs.insert(position.index, (position.term, membership));
+    }
+
+    /// Records the number of commands done; entries with one command need none.
+    fn progress_ops(&self, n: usize, count: usize) -> Vec<Op> {
+        if count == 1 {
+            return Vec::new();
+        }
+        let done = if n + 1 == count { 0 } else { n as u64 + 1 };
+        vec![put_meta(
+            COMMANDS_DONE,
+            Bytes::copy_from_slice(&done.to_be_bytes()),
+        )]
+    }
+
+    /// Records a position that comes with no change of keys.
+    fn record(&mut self, position: Position, extra: Vec<Op>) {
+        self.position = position;
+        self.store.write(self.mark(extra)).commit();
+    }
+
+    /// One command, one transaction. Every path records the position exactly once.
+    fn apply_command(&mut self, body: Body, extra: Vec<Op>) -> io::Result<Outcome> {
+        if let Some(refusal) = self.alarm_refusal(&body) {
+            self.store.write(self.mark(extra)).commit();
+            return Ok(Err(refusal));
+        }
+        let over_quota = self.is_over_quota(quota::cost(&body));
+        let outcome = match body {
+            Body::Put(request) => self.put(request, extra),
+            Body::DeleteRange(request) => self.delete_range(request, extra),
+            Body::Txn(request) => self.txn(request, extra),
+            Body::Compaction(request) => self.compaction(request, extra),
+            Body::LeaseGrant(request) => self.lease_grant(request, extra),
+            Body::LeaseRevoke(request) => self.lease_revoke(request, extra),
+            Body::LeaseCheckpoint(request) => self.lease_checkpoint(request, extra),
+            Body::Alarm(request) => self.alarm(request, extra),
+            Body::MemberPublish(request) => self.member_publish(request, extra),
+            Body::ClusterVersionSet(request) => self.cluster_version_set(request, extra),
+        };
+        if let Err(Error::Storage(reason)) = &outcome {
+            return Err(io::Error::other(reason.clone()));
+        }
+        // The write that crosses the quota takes effect and is answered with NOSPACE, as etcd does.
+        Ok(if over_quota {
+            outcome.and(Err(Error::NoSpace))
+        } else {
+            outcome
+        })
+    }
+
+    /// What raised alarms refuse. CORRUPT stops every change, NOSPACE those that add data.
+    fn alarm_refusal(&self, body: &Body) -> Option<Error> {
+        let changes = !matches!(
+            body,
+            Body::Alarm(_)
+                | Body::MemberPublish(_)
+                | Body::ClusterVersionSet(_)
+                | Body::LeaseCheckpoint(_)
+        );
+        if changes && self.alarms.is_raised(AlarmType::Corrupt) {
+            return Some(Error::Corrupt);
+        }
+        if quota::cost(body) > 0 && self.alarms.is_raised(AlarmType::Nospace) {
+            return Some(Error::NoSpace);
+        }
+        None
+    }
+
+    fn is_over_quota(&self, cost: u64) -> bool {
+        let Some(quota) = self.quota_bytes.filter(|_| cost > 0) else {
+            return false;
+        };
+        self.store.backend().size().in_use + cost >= quota
+    }
+}
+
+impl StateMachine for Applier {
+    fn applied(&mut self) -> io::Result<Applied> {
+        let membership = self.meta(MEMBERSHIP)?.unwrap_or_default();
+        let applied = Applied {
+            index: self.meta_u64(CONSISTENT_INDEX)?,
+            term: self.meta_u64(TERM)?,
+            membership,
+        };
+        let commands_done = self.meta_u64(COMMANDS_DONE)?;
+        self.position = Position {
+            index: applied.index,
+            term: applied.term,
+            commands_done,
+        };
+        self.epochs
+            .lock()
+            .insert(applied.index, (applied.term, applied.membership.clone()));
+        Ok(applied)
+    }
+
+    fn apply(&mut self, entries: Vec<CommittedEntry>) -> io::Result<()> {
+        let mut results = Vec::with_capacity(entries.len());
+        for entry in entries {
+            self.apply_entry(entry, &mut results)?;
+        }
+        self.metrics
+            .server
+            .proposals_applied
+            .set(self.position.index as i64);
+        self.wait.complete(results);
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> kv_raft::CheckpointFuture {
+        let backend = self.store.backend().clone();
+        let epochs = self.epochs.clone();
+        Box::pin(async move {
+            let safe = tokio::task::spawn_blocking(move || {
+                backend.checkpoint().map(|_| backend.safe_purge_index())
+            });
+            let index = safe
+                .await
+                .map_err(io::Error::other)?
+                .map_err(io::Error::other)?;
+            let mut epochs = epochs.lock();
+            // Below the index of the start nothing is known, and nothing is ever asked again below `index`.
+            let Some(first) = epochs.range(..=index).next_back().map(|(&first, _)| first) else {
+                return Err(io::Error::other(format!(
+                    "no entry is known at the durable index {index}"
+                )));
+            };
+            *epochs = epochs.split_off(&first);
+            let (term, membership) = epochs[&first].clone();
+            Ok(Applied {
+                index,
+                term,
+                membership,
+            })
+        })
+    }
+
+    fn snapshot(&mut self) -> io::Result<Box<dyn kv_raft::SnapshotSource>> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "snapshots to other members are not available yet",
+        ))
+    }
+
+    fn install(&mut self, _: Applied, _: Box<dyn kv_raft::SnapshotSource>) -> io::Result<()> {
+        Err(io::Error::other(
+            "snapshots from other members are not available yet",
+        ))
+    }
+}
+
+fn put_meta(key: &'static [u8], value: Bytes) -> Op {
+    Op::Put(Keyspace::Meta, Bytes::from_static(key), value)
+}
+
+/// A header with the revision only; RPC handlers add the ids.
+fn header(revision: i64) -> Option<kv_proto::etcdserverpb::ResponseHeader> {
+    Some(kv_proto::etcdserverpb::ResponseHeader {
+        revision,
+        ..Default::default()
+    })
+}

@@ -1,0 +1,145 @@
+//! The member table and the cluster version: replicated state, applied by the apply loop.
+//!
+//! Stored as in etcd's buckets: members under their id in lower-case hex as JSON, the version under
+//! `clusterVersion` as text.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kv_mvcc::backend::{Keyspace, Op};
+use kv_proto::etcdserverpb;
+use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
+
+const CLUSTER_VERSION: &[u8] = b"clusterVersion";
+
+/// One member as stored. Field names are those of etcd's bucket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Member {
+    pub(crate) id: u64,
+    #[serde(rename = "peerURLs")]
+    pub(crate) peer_urls: Vec<String>,
+    #[serde(
+        rename = "isLearner",
+        default,
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub(crate) is_learner: bool,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) name: String,
+    #[serde(rename = "clientURLs", default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) client_urls: Vec<String>,
+}
+
+/// The members and versions of this cluster, as this member has applied them.
+pub(crate) struct Cluster {
+    /// The cluster's id, fixed at bootstrap.
+    pub(crate) id: u64,
+    state: RwLock<State>,
+}
+
+#[derive(Default)]
+struct State {
+    members: BTreeMap<u64, Member>,
+    /// "major.minor.patch"; `None` until the leader proposed it.
+    version: Option<String>,
+}
+
+impl Cluster {
+    /// A cluster without members.
+    pub(crate) fn new(id: u64) -> Cluster {
+        Cluster {
+            id,
+            state: RwLock::default(),
+        }
+    }
+
+    /// Takes over what the member and cluster keyspaces hold.
+    pub(crate) fn restore(
+        &self,
+        members: impl IntoIterator<Item = Bytes>,
+        version: Option<Bytes>,
+    ) -> Result<(), serde_json::Error> {
+        let mut state = self.state.write();
+        for json in members {
+            let member: Member = serde_json::from_slice(&json)?;
+            state.members.insert(member.id, member);
+        }
+        state.version = version.map(|v| String::from_utf8_lossy(&v).into_owned());
+        Ok(())
+    }
+
+    /// Key of the cluster version in the cluster keyspace.
+    pub(crate) fn version_key() -> &'static [u8] {
+        CLUSTER_VERSION
+    }
+
+    /// Adds or replaces a member; returns what to store.
+    pub(crate) fn put(&self, member: Member) -> Op {
+        let json = serde_json::to_vec(&member).expect("a member has only strings and numbers");
+        let key = Bytes::from(format!("{:x}", member.id));
+        self.state.write().members.insert(member.id, member);
+        Op::Put(Keyspace::Members, key, json.into())
+    }
+
+    /// Sets the cluster version; returns what to store.
+    pub(crate) fn set_version(&self, version: &str) -> Op {
+        self.state.write().version = Some(version.to_owned());
+        Op::Put(
+            Keyspace::Cluster,
+            Bytes::from_static(CLUSTER_VERSION),
+            version.to_owned().into(),
+        )
+    }
+
+    /// The cluster version, once decided.
+    pub(crate) fn version(&self) -> Option<String> {
+        self.state.read().version.clone()
+    }
+
+    /// The member `id`.
+    pub(crate) fn member(&self, id: u64) -> Option<Member> {
+        self.state.read().members.get(&id).cloned()
+    }
+
+    /// All members by id, as the API shows them.
+    pub(crate) fn list(&self) -> Vec<etcdserverpb::Member> {
+        let state = self.state.read();
+        let shown = state.members.values().map(|m| etcdserverpb::Member {
+            id: m.id,
+            name: m.name.clone(),
+            peer_ur_ls: m.peer_urls.clone(),
+            client_ur_ls: m.client_urls.clone(),
+            is_learner: m.is_learner,
+        });
+        shown.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_member_has_etcds_form_and_is_restored() {
+        let cluster = Cluster::new(1);
+        let member = Member {
+            id: 0x26,
+            peer_urls: vec!["http://a:2380".into()],
+            name: "n".into(),
+            ..Default::default()
+        };
+        let Op::Put(Keyspace::Members, key, json) = cluster.put(member.clone()) else {
+            panic!("not a put")
+        };
+        assert_eq!(&key[..], b"26");
+        assert_eq!(
+            &json[..],
+            br#"{"id":38,"peerURLs":["http://a:2380"],"name":"n"}"#
+        );
+        let other = Cluster::new(1);
+        other.restore([json], Some("3.7.0".into())).unwrap();
+        assert_eq!(other.member(0x26), Some(member));
+        assert_eq!(other.version().as_deref(), Some("3.7.0"));
+    }
+}

@@ -1,0 +1,7 @@
+//! Who the members are, and what the cluster as a whole agreed on.
+
+mod id;
+mod membership;
+
+pub(crate) use id::{cluster_id, member_id};
+pub(crate) use membership::{Cluster, Member};

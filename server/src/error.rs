@@ -1,0 +1,111 @@
+//! What a request can fail with, independent of how it arrived.
+//!
+//! The variants are etcd's; `rpc/status.rs` alone knows their codes and texts.
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A request without a key.
+    #[error("no key is given")]
+    EmptyKey,
+    /// `ignore_value` or `ignore_lease` on a key that does not exist, or an operation without content.
+    #[error("key not found")]
+    KeyNotFound,
+    /// `ignore_value` together with a value.
+    #[error("a value is given although ignore_value is set")]
+    ValueProvided,
+    /// `ignore_lease` together with a lease.
+    #[error("a lease is given although ignore_lease is set")]
+    LeaseProvided,
+    /// More operations in one transaction than `--max-txn-ops`.
+    #[error("too many operations in the transaction")]
+    TooManyOps,
+    /// One branch of a transaction changes a key twice.
+    #[error("a key is changed twice in one branch of the transaction")]
+    DuplicateKey,
+    /// The metadata `client-api-version` is not UTF-8.
+    #[error("client-api-version is not UTF-8")]
+    InvalidClientApiVersion,
+    /// Sort order or target outside the enum.
+    #[error("unknown sort order or target")]
+    InvalidSortOption,
+    /// The revision asked for is below the compacted one.
+    #[error("the revision has been compacted")]
+    Compacted,
+    /// The revision asked for is above the current one.
+    #[error("the revision is in the future")]
+    FutureRevision,
+    /// The space quota is used up or a NOSPACE alarm is raised.
+    #[error("the space quota is used up")]
+    NoSpace,
+    /// The lease does not exist.
+    #[error("lease not found")]
+    LeaseNotFound,
+    /// The lease id is taken.
+    #[error("lease exists")]
+    LeaseExists,
+    /// Time to live above 9,000,000,000 seconds.
+    #[error("lease time to live too large")]
+    LeaseTtlTooLarge,
+    /// Lease renewals are answered by the leader only, and this member cannot confirm that it leads.
+    #[error("not the primary lessor")]
+    NotPrimaryLessor,
+    /// The encoded request is above `--max-request-bytes`.
+    #[error("the request is too large")]
+    RequestTooLarge,
+    /// Apply is too far behind, or the request bytes in flight are at their limit.
+    #[error("too many requests are in flight")]
+    TooManyRequests,
+    /// There is no leader now.
+    #[error("no leader")]
+    NoLeader,
+    /// The request must be sent to the leader.
+    #[error("not the leader")]
+    NotLeader,
+    /// The leader changed while the request waited.
+    #[error("the leader changed")]
+    LeaderChanged,
+    /// The member that leadership should move to cannot take it.
+    #[error("the target cannot become leader")]
+    BadLeaderTransferee,
+    /// The member is stopping.
+    #[error("the member is stopping")]
+    Stopped,
+    /// No result within 5 s + 2 x election timeout; the request may still take effect.
+    #[error("timed out")]
+    Timeout,
+    /// The caller's own deadline passed.
+    #[error("the caller's deadline passed")]
+    DeadlineExceeded,
+    /// Apply did not catch up within a second.
+    #[error("timed out waiting for the applied index")]
+    TimeoutWaitAppliedIndex,
+    /// A CORRUPT alarm is raised.
+    #[error("a CORRUPT alarm is raised")]
+    Corrupt,
+    /// Auth is not enabled.
+    #[error("authentication is not enabled")]
+    AuthNotEnabled,
+    /// The call is not offered; the text says what is missing.
+    #[error("{0}")]
+    Unimplemented(&'static str),
+    /// The store could not answer: damage or a failing disk.
+    #[error("{0}")]
+    Storage(String),
+}
+
+impl From<kv_mvcc::Error> for Error {
+    fn from(error: kv_mvcc::Error) -> Error {
+        match error {
+            kv_mvcc::Error::Compacted { .. } => Error::Compacted,
+            kv_mvcc::Error::FutureRevision { .. } => Error::FutureRevision,
+            kv_mvcc::Error::LeaseNotFound { .. } => Error::LeaseNotFound,
+            kv_mvcc::Error::LeaseExists { .. } => Error::LeaseExists,
+            kv_mvcc::Error::LeaseTtlTooLarge { .. } => Error::LeaseTtlTooLarge,
+            other => Error::Storage(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Sockets to connections, connections to threads.
+//!
+//! Each RPC thread runs its own single-threaded runtime; the acceptor hands a connection to the one with the fewest. A
+//! request is decoded, answered from memory and encoded without leaving that thread.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::runtime;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::rpc::Dispatch;
+use crate::tls::TlsAcceptor;
+use crate::wait::Wait;
+
+/// Receive windows: a large put must not wait for window updates.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// Connections handed to a thread and not taken yet.
+const HANDOFF_MAX: usize = 1024;
+
+/// HTTP/2 settings of client connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Http2Settings {
+    /// `--max-concurrent-streams`.
+    pub(crate) max_concurrent_streams: u32,
+    /// `--grpc-keepalive-interval`; zero for none.
+    pub(crate) keepalive_interval: Duration,
+    /// `--grpc-keepalive-timeout`.
+    pub(crate) keepalive_timeout: Duration,
+}
+
+/// The RPC threads.
+pub(crate) struct RpcThreads {
+    threads: Vec<Arc<RpcThread>>,
+    joins: Vec<JoinHandle<()>>,
+    connections: CancellationToken,
+}
+
+struct RpcThread {
+    handoff: mpsc::Sender<Connection>,
+    open: AtomicUsize,
+}
+
+struct Connection {
+    socket: Socket,
+    tls: Option<Arc<TlsAcceptor>>,
+    dispatch: Dispatch,
+}
+
+/// An accepted connection, before TLS.
+pub(crate) enum Socket {
+    Tcp(TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+/// A bound listening socket.
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl RpcThreads {
+    /// Starts `count` threads that serve connections and deliver results to waiters.
+    pub(crate) fn start(
+        count: usize,
+        wait: &Arc<Wait>,
+        settings: Http2Settings,
+    ) -> io::Result<RpcThreads> {
+        let connections = CancellationToken::new();
+        let mut threads = Vec::new();
+        let mut joins = Vec::new();
+        for n in 0..count {
+            let (handoff, incoming) = mpsc::channel(HANDOFF_MAX);
+            let thread = Arc::new(RpcThread {
+                handoff,
+                open: AtomicUsize::new(0),
+            });
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(8)
+                .build()?;
+            let (wait, thread_state, stop) = (wait.clone(), thread.clone(), connections.clone());
+            let join = std::thread::Builder::new()
+                .name(format!("rpc-{n}"))
+                .spawn(move || {
+                    Wait::use_shard(n);
+                    runtime.spawn(wait.dispatch(n));
+                    runtime.block_on(serve_thread(incoming, thread_state, settings, stop));
+                    runtime.shutdown_timeout(Duration::from_millis(100));
+                })?;
+            threads.push(thread);
+            joins.push(join);
+        }
+        Ok(RpcThreads {
+            threads,
+            joins,
+            connections,
+        })
+    }
+
+    /// Hands a connection to the thread with the fewest.
+    async fn serve(&self, connection: Connection) {
+        let thread = self
+            .threads
+            .iter()
+            .min_by_key(|t| t.open.load(Ordering::Relaxed))
+            .expect("there is at least one RPC thread");
+        thread.open.fetch_add(1, Ordering::Relaxed);
+        // An error means the thread has stopped, and with it the process.
+        let _ = thread.handoff.send(connection).await;
+    }
+
+    /// Lets the calls under way finish, closes the connections and joins the threads.
+    pub(crate) fn stop(self) {
+        self.connections.cancel();
+        for join in self.joins {
+            if join.join().is_err() {
+                tracing::error!("an RPC thread panicked");
+            }
+        }
+    }
+}
+
+/// Accepts connections until `stop`.
+pub(crate) async fn accept(
+    listener: Listener,
+    tls: Option<Arc<TlsAcceptor>>,
+    dispatch: Dispatch,
+    threads: Arc<RpcThreads>,
+    stop: CancellationToken,
+) {
+    loop {
+        let socket = tokio::select! {
+            socket = listener.accept() => socket,
+            () = stop.cancelled() => return,
+        };
+        match socket {
+            Ok(socket) => {
+                let connection = Connection {
+                    socket,
+                    tls: tls.clone(),
+                    dispatch: dispatch.for_connection(),
+                };
+                threads.serve(connection).await;
+            }
+            Err(error) => {
+                // Out of descriptors, or the peer was quick to leave: neither ends the listener.
+                tracing::warn!(%error, "could not accept a connection");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Socket::Tcp(stream))
+            }
+            Listener::Unix(listener) => Ok(Socket::Unix(listener.accept().await?.0)),
+        }
+    }
+
+    /// Binds a TCP address; the error names it.
+    pub(crate) async fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
+        let listener = TcpListener::bind(address).await;
+        listener
+            .map(Listener::Tcp)
+            .map_err(|e| named(e, &address.to_string()))
+    }
+
+    /// Binds a unix socket; a socket file left behind by an earlier process is replaced.
+    pub(crate) fn bind_unix(path: &std::path::Path) -> io::Result<Listener> {
+        if std::os::unix::net::UnixStream::connect(path).is_err() && is_socket(path) {
+            std::fs::remove_file(path)?;
+        }
+        UnixListener::bind(path)
+            .map(Listener::Unix)
+            .map_err(|e| named(e, &path.display().to_string()))
+    }
+}
+
+fn is_socket(path: &std::path::Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket())
+}
+
+fn named(error: io::Error, address: &str) -> io::Error {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            ": another process uses it; stop that process or choose another address"
+        }
+        io::ErrorKind::AddrNotAvailable => ": this machine has no such address",
+        io::ErrorKind::PermissionDenied => ": the process may not use it",
+        _ => "",
+    };
+    io::Error::new(
+        error.kind(),
+        format!("cannot listen on {address}: {error}{hint}"),
+    )
+}
+
+async fn serve_thread(
+    mut incoming: mpsc::Receiver<Connection>,
+    thread: Arc<RpcThread>,
+    settings: Http2Settings,
+    stop: CancellationToken,
+) {
+    let tracker = TaskTracker::new();
+    loop {
+        let connection = tokio::select! {
+            connection = incoming.recv() => connection,
+            () = stop.cancelled() => None,
+        };
+        let Some(connection) = connection else { break };
+        let (thread, stop) = (thread.clone(), stop.clone());
+        tracker.spawn(async move {
+            serve_connection(connection, settings, stop).await;
+            thread.open.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+    tracker.close();
+    tracker.wait().await;
+}
+
+async fn serve_connection(
+    connection: Connection,
+    settings: Http2Settings,
+    stop: CancellationToken,
+) {
+    let Connection {
+        socket,
+        tls,
+        dispatch,
+    } = connection;
+    match (socket, tls) {
+        (Socket::Tcp(stream), None) => serve_io(stream, dispatch, settings, stop).await,
+        (Socket::Unix(stream), None) => serve_io(stream, dispatch, settings, stop).await,
+        (Socket::Tcp(stream), Some(tls)) => match tls.accept(stream).await {
+            Ok(stream) => serve_io(stream, dispatch, settings, stop).await,
+            Err(error) => tracing::debug!(%error, "TLS handshake failed"),
+        },
+        (Socket::Unix(stream), Some(tls)) => match tls.accept(stream).await {
+            Ok(stream) => serve_io(stream, dispatch, settings, stop).await,
+            Err(error) => tracing::debug!(%error, "TLS handshake failed"),
+        },
+    }
+}
+
+async fn serve_io<S>(
+    stream: S,
+    dispatch: Dispatch,
+    settings: Http2Settings,
+    stop: CancellationToken,
+) where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(300));
+    let keepalive = (!settings.keepalive_interval.is_zero()).then_some(settings.keepalive_interval);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(settings.max_concurrent_streams)
+        .keep_alive_interval(keepalive)
+        .keep_alive_timeout(settings.keepalive_timeout);
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), dispatch);
+    tokio::pin!(serving);
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection ended");
+    }
+}

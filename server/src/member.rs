@@ -1,0 +1,174 @@
+//! What RPC and HTTP handlers share: the parts of a running member and the questions asked of it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kv_mvcc::Store;
+use kv_proto::command::Body;
+use kv_proto::etcdserverpb::alarm_request::AlarmAction;
+use kv_proto::etcdserverpb::{AlarmRequest, AlarmType, ResponseHeader};
+use kv_raft::{Node, Role};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::alarm::Alarms;
+use crate::apply::Response;
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::propose::Proposer;
+use crate::read::ReadBarrier;
+use crate::{Error, Result, quota};
+
+/// The etcd API level that is reported everywhere.
+pub(crate) const API_VERSION: &str = "3.7.1";
+/// The same as a cluster and storage version.
+pub(crate) const CLUSTER_VERSION: &str = "3.7.0";
+
+/// Store reads that may leave the connection's thread at once.
+const BLOCKING_READS_MAX: usize = 4;
+
+/// A running member.
+pub(crate) struct Member {
+    pub(crate) id: u64,
+    pub(crate) config: Arc<Config>,
+    pub(crate) node: Node,
+    pub(crate) store: Arc<Store>,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) alarms: Arc<Alarms>,
+    pub(crate) proposer: Proposer,
+    pub(crate) reads: ReadBarrier,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Canceled when the member begins to stop.
+    pub(crate) stopping: CancellationToken,
+    /// Origin of lease times.
+    pub(crate) started: Instant,
+    blocking_reads: Semaphore,
+}
+
+/// The parts a [`Member`] is made of.
+pub(crate) struct Parts {
+    pub(crate) id: u64,
+    pub(crate) config: Arc<Config>,
+    pub(crate) node: Node,
+    pub(crate) store: Arc<Store>,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) alarms: Arc<Alarms>,
+    pub(crate) proposer: Proposer,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stopping: CancellationToken,
+    pub(crate) started: Instant,
+}
+
+impl Member {
+    pub(crate) fn new(parts: Parts) -> Arc<Member> {
+        let Parts {
+            id,
+            config,
+            node,
+            store,
+            cluster,
+            alarms,
+            proposer,
+            metrics,
+            stopping,
+            started,
+        } = parts;
+        let reads = ReadBarrier::new(node.clone(), id, config.request_timeout());
+        let blocking_reads = Semaphore::new(BLOCKING_READS_MAX);
+        Arc::new(Member {
+            id,
+            config,
+            node,
+            store,
+            cluster,
+            alarms,
+            proposer,
+            reads,
+            metrics,
+            stopping,
+            started,
+            blocking_reads,
+        })
+    }
+
+    /// A response header of this member at `revision`.
+    pub(crate) fn header(&self, revision: i64) -> ResponseHeader {
+        let raft_term = self.node.status().term;
+        ResponseHeader {
+            cluster_id: self.cluster.id,
+            member_id: self.id,
+            revision,
+            raft_term,
+        }
+    }
+
+    /// Whether this member leads and can vouch for it.
+    pub(crate) fn is_leader(&self) -> bool {
+        let status = self.node.status();
+        status.role == Role::Leader && status.leader == Some(self.id)
+    }
+
+    /// Whether this member knows a leader.
+    pub(crate) fn has_leader(&self) -> bool {
+        self.node.status().leader.is_some()
+    }
+
+    /// Proposes `body` after the quota check and returns what applying it answered.
+    pub(crate) async fn propose(&self, body: Body) -> Result<Response> {
+        if self.is_over_quota(quota::cost(&body)) {
+            self.raise(AlarmType::Nospace).await;
+            return Err(Error::NoSpace);
+        }
+        self.proposer.propose(body).await
+    }
+
+    fn is_over_quota(&self, cost: u64) -> bool {
+        let Some(quota) = self.config.quota_bytes().filter(|_| cost > 0) else {
+            return false;
+        };
+        self.store.backend().size().in_use + cost >= quota
+    }
+
+    /// Raises an alarm for this member; a failure is logged, since the refusal that caused it stands anyway.
+    async fn raise(&self, alarm: AlarmType) {
+        let request = AlarmRequest {
+            action: AlarmAction::Activate as i32,
+            member_id: self.id,
+            alarm: alarm as i32,
+        };
+        if let Err(error) = self.proposer.propose(Body::Alarm(request)).await {
+            tracing::warn!(alarm = alarm.as_str_name(), %error, "could not raise an alarm");
+        }
+    }
+
+    /// Runs a store read where it does not hold up other connections.
+    pub(crate) async fn read_blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Store) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let _permit = self
+            .blocking_reads
+            .acquire()
+            .await
+            .map_err(|_| Error::Stopped)?;
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || read(&store))
+            .await
+            .map_err(|_| Error::Stopped)?
+    }
+
+    /// Waits until what was committed at the call is applied, a second at most.
+    pub(crate) async fn wait_applied(&self) -> Result<()> {
+        let status = self.node.status();
+        if status.applied_index >= status.committed_index {
+            return Ok(());
+        }
+        let second = std::time::Duration::from_secs(1);
+        match tokio::time::timeout(second, self.node.wait_applied(status.committed_index)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::TimeoutWaitAppliedIndex),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! From request to entry: limits, encoding, and the wait for this member's own apply loop.
+//!
+//! An answered write is in the log of a quorum and applied here, so a read on this member sees it. A refusal
+//! that is certain (no leader yet) is tried again until the timeout; a write with an unknown result never is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_proto::command::{Body, Command, HEADER_BYTES};
+use kv_raft::{Node, ProposeError};
+use prost::encoding::encoded_len_varint;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+use crate::apply::Response;
+use crate::metrics::Metrics;
+use crate::wait::Wait;
+use crate::{Error, Result};
+
+/// Entries that may be committed and not applied before writes are refused. Source: etcd v3.7.
+const APPLY_BACKLOG_MAX: u64 = 5_000;
+/// The same for lease revocations, which free what is waiting.
+const APPLY_BACKLOG_MAX_REVOKE: u64 = 10_000;
+/// Request bytes in flight before writes are refused.
+const BYTES_IN_FLIGHT_MAX: usize = 64 * 1024 * 1024;
+
+/// Proposes commands on behalf of RPC handlers and this member's own tasks.
+pub(crate) struct Proposer {
+    node: Node,
+    wait: Arc<Wait>,
+    backend: kv_mvcc::backend::Backend,
+    member_id: u64,
+    request_bytes_max: u64,
+    timeout: Duration,
+    metrics: Arc<Metrics>,
+    bytes_in_flight: Arc<Semaphore>,
+}
+
+impl Proposer {
+    /// `timeout` bounds the wait for a result; `request_bytes_max` is `--max-request-bytes`.
+    pub(crate) fn new(
+        node: Node,
+        wait: Arc<Wait>,
+        backend: kv_mvcc::backend::Backend,
+        member_id: u64,
+        request_bytes_max: u64,
+        timeout: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Proposer {
+        let bytes_in_flight = Arc::new(Semaphore::new(BYTES_IN_FLIGHT_MAX));
+        Proposer {
+            node,
+            wait,
+            backend,
+            member_id,
+            request_bytes_max,
+            timeout,
+            metrics,
+            bytes_in_flight,
+        }
+    }
+
+    /// Proposes `body` and returns what applying it answered.
+    ///
+    /// Dropping the future forgets the result, not the request.
+    pub(crate) async fn propose(&self, body: Body) -> Result<Response> {
+        self.check_backlog(&body)?;
+        let _pending = Pending::new(&self.metrics);
+        let deadline = Instant::now() + self.timeout;
+        let mut command = Command {
+            origin: self.member_id,
+            request_id: 0,
+            body,
+        };
+        loop {
+            let mut waiter = self.wait.register();
+            command.request_id = waiter.id;
+            let bytes = command.encode();
+            if etcd_entry_bytes(bytes.len() - HEADER_BYTES) > self.request_bytes_max {
+                return Err(Error::RequestTooLarge);
+            }
+            let permits = u32::try_from(bytes.len()).map_err(|_| Error::RequestTooLarge)?;
+            let _in_flight = self
+                .bytes_in_flight
+                .try_acquire_many(permits)
+                .map_err(|_| Error::TooManyRequests)?;
+            let (wait, id) = (self.wait.clone(), waiter.id);
+            let refused = move |why| wait.complete([(id, Err(refusal(why)))]);
+            self.node.propose(vec![bytes], Box::new(refused));
+            match timeout_at(deadline, waiter.result()).await {
+                // Certainly in no log: the only refusal that may be proposed again.
+                Ok(Err(Error::NoLeader)) => {
+                    timeout_at(deadline, self.leader_known())
+                        .await
+                        .map_err(|_| Error::Timeout)?;
+                }
+                Ok(outcome) => return outcome,
+                Err(_) => {
+                    self.metrics.server.proposals_failed.inc();
+                    return Err(Error::Timeout);
+                }
+            }
+        }
+    }
+
+    /// Proposes `bodies` as one entry and waits until the last of them is applied; results are dropped.
+    pub(crate) async fn propose_all(&self, bodies: Vec<Body>) -> Result<()> {
+        let mut waiter = self.wait.register();
+        let last = bodies.len().saturating_sub(1);
+        let encode = |(n, body)| {
+            let request_id = if n == last { waiter.id } else { 0 };
+            Command {
+                origin: self.member_id,
+                request_id,
+                body,
+            }
+            .encode()
+        };
+        let commands = bodies.into_iter().enumerate().map(encode).collect();
+        let (wait, id) = (self.wait.clone(), waiter.id);
+        let refused = move |why| wait.complete([(id, Err(refusal(why)))]);
+        self.node.propose(commands, Box::new(refused));
+        match timeout_at(Instant::now() + self.timeout, waiter.result()).await {
+            Ok(Err(
+                error
+                @ (Error::NoLeader | Error::TooManyRequests | Error::Stopped | Error::Timeout),
+            )) => Err(error),
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    fn check_backlog(&self, body: &Body) -> Result<()> {
+        let limit = if matches!(body, Body::LeaseRevoke(_)) {
+            APPLY_BACKLOG_MAX_REVOKE
+        } else {
+            APPLY_BACKLOG_MAX
+        };
+        let status = self.node.status();
+        if status.committed_index > status.applied_index + limit || self.backend.is_full() {
+            return Err(Error::TooManyRequests);
+        }
+        Ok(())
+    }
+
+    async fn leader_known(&self) {
+        let mut status = self.node.watch_status();
+        // An error means the node is gone; the next proposal says so.
+        let _ = status.wait_for(|s| s.leader.is_some()).await;
+    }
+}
+
+/// Counts a proposal as pending while it lives.
+struct Pending<'a>(&'a Metrics);
+
+impl Pending<'_> {
+    fn new(metrics: &Metrics) -> Pending<'_> {
+        metrics.server.proposals_pending.inc();
+        Pending(metrics)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.server.proposals_pending.dec();
+    }
+}
+
+fn refusal(why: ProposeError) -> Error {
+    match why {
+        ProposeError::NotLeader { .. } | ProposeError::NoQuorum => Error::NoLeader,
+        ProposeError::Overloaded => Error::TooManyRequests,
+        ProposeError::LeadershipLost => Error::Timeout,
+        ProposeError::Stopped => Error::Stopped,
+    }
+}
+
+/// Bytes etcd compares with `--max-request-bytes`: its log entry wraps the request with an id and a tag.
+fn etcd_entry_bytes(body: usize) -> u64 {
+    const ID: usize = 2 + 1 + 1 + 9;
+    (ID + 1 + encoded_len_varint(body as u64) + body) as u64
+}

@@ -1,0 +1,277 @@
+//! The KV service: reads from the store, writes through the log.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::Stream;
+use kv_mvcc::{RangeAnswer, RangeChunk, RangeEnd, RangeQuery, RangeStream};
+use kv_proto::command::Body;
+use kv_proto::etcdserverpb::kv_server::Kv;
+use kv_proto::etcdserverpb::request_op::Request as Op;
+use kv_proto::etcdserverpb::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, ResponseHeader,
+    TxnRequest, TxnResponse,
+};
+use kv_proto::key_range::KeyRange;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{fill, range_query, validate};
+use crate::apply::{self, Response as Applied};
+use crate::member::Member;
+use crate::{Error, Result};
+
+/// Chunks of a RangeStream that may be ready before the client takes one.
+const CHUNKS_AHEAD: usize = 2;
+/// A range of at most so many keys may be walked on the connection's thread.
+const SMALL_RANGE_KEYS: i64 = 1000;
+/// Keys of the first chunk of a RangeStream.
+const FIRST_CHUNK_KEYS: usize = 10;
+
+/// The service over a member.
+#[derive(Clone)]
+pub(crate) struct KvService(pub(crate) Arc<Member>);
+
+impl KvService {
+    async fn range_answer(&self, request: RangeRequest) -> Result<RangeAnswer> {
+        let member = &self.0;
+        if !request.serializable {
+            member.reads.linearizable().await?;
+        }
+        let query = range_query(request);
+        // Small, and in memory: answered on the connection's thread.
+        if is_small(&query)
+            && let Some(answer) = member.store.try_range(&query)?
+        {
+            return Ok(answer);
+        }
+        member
+            .read_blocking(move |store| Ok(store.range(&query)?))
+            .await
+    }
+}
+
+/// Whether a walk of the keys cannot take long.
+fn is_small(query: &RangeQuery) -> bool {
+    matches!(query.range, KeyRange::Single(_))
+        || query.count_only
+        || (1..=SMALL_RANGE_KEYS).contains(&query.limit)
+}
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    async fn range(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<RangeResponse>, Status> {
+        let request = request.into_inner();
+        validate::range(&request)?;
+        self.0.metrics.mvcc.range.inc();
+        let RangeAnswer {
+            revision,
+            kvs,
+            count,
+            more,
+        } = self.range_answer(request).await?;
+        let header = Some(self.0.header(revision));
+        Ok(Response::new(RangeResponse {
+            header,
+            kvs,
+            more,
+            count,
+        }))
+    }
+
+    type RangeStreamStream =
+        Pin<Box<dyn Stream<Item = Result<RangeStreamResponse, Status>> + Send>>;
+
+    async fn range_stream(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let request = request.into_inner();
+        validate::range_stream(&request)?;
+        if !request.serializable {
+            self.0.reads.linearizable().await?;
+        }
+        let (chunks, stream) = tokio::sync::mpsc::channel(CHUNKS_AHEAD);
+        tokio::spawn(send_chunks(self.0.clone(), request, chunks));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let request = request.into_inner();
+        validate::put(&request)?;
+        match self.0.propose(Body::Put(request)).await? {
+            Applied::Put(mut response) => {
+                response.header = fill(&self.0, response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let request = request.into_inner();
+        validate::delete_range(&request)?;
+        match self.0.propose(Body::DeleteRange(request)).await? {
+            Applied::DeleteRange(mut response) => {
+                response.header = fill(&self.0, response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let request = request.into_inner();
+        validate::txn(&request, self.0.config.max_txn_ops as usize)?;
+        let mut response = if is_read_only(&request) {
+            if !is_serializable(&request) {
+                self.0.reads.linearizable().await?;
+            }
+            self.0
+                .read_blocking(move |store| apply::read_only_txn(store, request))
+                .await?
+        } else {
+            match self.0.propose(Body::Txn(request)).await? {
+                Applied::Txn(response) => response,
+                other => return Err(unexpected(&other)),
+            }
+        };
+        response.header = fill(&self.0, response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn compact(
+        &self,
+        request: Request<CompactionRequest>,
+    ) -> Result<Response<CompactionResponse>, Status> {
+        let request = request.into_inner();
+        let physical = request.physical;
+        match self.0.propose(Body::Compaction(request)).await? {
+            Applied::Compaction(handle) => {
+                if physical {
+                    handle.wait().await.map_err(Error::from)?;
+                    // Or a restart would resume it, and hashes would not be settled.
+                    self.0
+                        .read_blocking(|store| Ok(store.backend().checkpoint().map(|_| ())?))
+                        .await?;
+                }
+                let header = Some(self.0.header(self.0.store.revision()));
+                Ok(Response::new(CompactionResponse { header }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// An answer of another kind than its request: the log gave a request id twice.
+pub(super) fn unexpected(answer: &Applied) -> Status {
+    tracing::error!(?answer, "an answer does not fit its request");
+    Status::internal(
+        "kvd: an answer does not fit its request; please report this with the member's log",
+    )
+}
+
+fn ranges(request: &TxnRequest) -> impl Iterator<Item = Option<&RangeRequest>> {
+    let ops = request.success.iter().chain(&request.failure);
+    ops.map(|RequestOp { request }| match request {
+        Some(Op::RequestRange(range)) => Some(range),
+        _ => None,
+    })
+}
+
+fn is_read_only(request: &TxnRequest) -> bool {
+    ranges(request).all(|range| range.is_some())
+}
+
+/// True without any operation: compares alone are answered without a quorum, as by etcd.
+fn is_serializable(request: &TxnRequest) -> bool {
+    ranges(request).all(|range| range.is_some_and(|r| r.serializable))
+}
+
+/// Sends a range in chunks that aim at `--max-request-bytes`, all of one revision.
+///
+/// The first has 10 keys, then the number doubles or halves outside half to twice the aim. Source: etcd v3.7.
+async fn send_chunks(
+    member: Arc<Member>,
+    request: RangeRequest,
+    chunks: tokio::sync::mpsc::Sender<Result<RangeStreamResponse, Status>>,
+) {
+    let query = range_query(request);
+    let mut walk = match member.store.range_stream(&query) {
+        Ok(stream) => ChunkWalk {
+            stream,
+            keys: FIRST_CHUNK_KEYS,
+            aim_bytes: member.config.max_request_bytes as usize,
+        },
+        Err(error) => {
+            let _ = chunks.send(Err(Error::from(error).into())).await;
+            return;
+        }
+    };
+    loop {
+        let step = member.read_blocking(move |_| {
+            let chunk = walk.next()?;
+            Ok((walk, chunk))
+        });
+        match step.await {
+            Ok((next, mut response)) => {
+                walk = next;
+                let last = response.header.is_some();
+                if let Some(header) = &mut response.header {
+                    *header = member.header(header.revision);
+                }
+                let message = RangeStreamResponse {
+                    range_response: Some(response),
+                };
+                if chunks.send(Ok(message)).await.is_err() || last {
+                    return;
+                }
+            }
+            Err(error) => {
+                let _ = chunks.send(Err(error.into())).await;
+                return;
+            }
+        }
+    }
+}
+
+/// Where a RangeStream is.
+struct ChunkWalk {
+    stream: RangeStream,
+    keys: usize,
+    aim_bytes: usize,
+}
+
+impl ChunkWalk {
+    /// The next chunk; the last one has a header.
+    fn next(&mut self) -> Result<RangeResponse> {
+        let RangeChunk { kvs, end } = self.stream.next_chunk(self.keys)?;
+        let mut response = RangeResponse {
+            kvs,
+            ..Default::default()
+        };
+        let bytes = prost::Message::encoded_len(&response);
+        if bytes < self.aim_bytes / 2 {
+            self.keys = self.keys.saturating_mul(2);
+        } else if bytes > self.aim_bytes * 2 {
+            self.keys = (self.keys / 2).max(1);
+        }
+        if let Some(RangeEnd { count, more }) = end {
+            let revision = self.stream.revision();
+            response.header = Some(ResponseHeader {
+                revision,
+                ..Default::default()
+            });
+            response.count = count;
+            response.more = more;
+        }
+        Ok(response)
+    }
+}

@@ -1,0 +1,201 @@
+//! The Lease service: grants and revocations go through the log, renewals are answered by the leader.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use kv_mvcc::lease::{Renewal, WithKeys};
+use kv_proto::command::Body;
+use kv_proto::etcdserverpb::lease_server::Lease;
+use kv_proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+    LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
+    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::kv::unexpected;
+use super::status::with_grpc_go_texts;
+use super::{fill, requires_leader};
+use crate::apply::Response as Applied;
+use crate::member::Member;
+use crate::{Error, Result};
+
+/// The service over a member.
+#[derive(Clone)]
+pub(crate) struct LeaseService {
+    member: Arc<Member>,
+    /// The next id this member chooses; shared by the connections.
+    next_id: Arc<AtomicU64>,
+}
+
+impl LeaseService {
+    /// `first_id` must differ at each start: ids chosen before may still be in use.
+    pub(crate) fn new(member: Arc<Member>, first_id: u64) -> LeaseService {
+        LeaseService {
+            member,
+            next_id: Arc::new(AtomicU64::new(first_id)),
+        }
+    }
+
+    fn choose_id(&self) -> i64 {
+        loop {
+            let id = (self.next_id.fetch_add(1, Ordering::Relaxed) & i64::MAX as u64) as i64;
+            if id != 0 {
+                return id;
+            }
+        }
+    }
+}
+
+/// Renews one lease; 0 seconds if it does not exist or has expired.
+async fn renew(member: &Member, id: i64) -> Result<i64> {
+    if !member.is_leader() {
+        return Err(Error::NoLeader);
+    }
+    let lessor = member.store.lessor();
+    if !lessor.exists(id) {
+        // It may be on its way.
+        member.wait_applied().await?;
+    }
+    loop {
+        match lessor.renew(id, member.started.elapsed()) {
+            Renewal::Renewed { ttl_secs, .. } => {
+                member.metrics.debugging.leases_renewed.inc();
+                return Ok(ttl_secs);
+            }
+            Renewal::NotFound => return Ok(0),
+            Renewal::NotPrimary => return Err(Error::NotPrimaryLessor),
+            Renewal::Expired => {
+                let limit = member.config.request_timeout();
+                tokio::time::timeout(limit, lessor.revoked(id))
+                    .await
+                    .map_err(|_| Error::Timeout)?;
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    async fn lease_grant(
+        &self,
+        request: Request<LeaseGrantRequest>,
+    ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let mut request = request.into_inner();
+        if request.id == 0 {
+            request.id = self.choose_id();
+        }
+        match self.member.propose(Body::LeaseGrant(request)).await? {
+            Applied::LeaseGrant(mut response) => {
+                response.header = fill(&self.member, response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        match self
+            .member
+            .propose(Body::LeaseRevoke(request.into_inner()))
+            .await?
+        {
+            Applied::LeaseRevoke(mut response) => {
+                response.header = fill(&self.member, response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    type LeaseKeepAliveStream =
+        Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let needs_leader = requires_leader(request.metadata());
+        let state = Some((self.member.clone(), request.into_inner()));
+        let responses = unfold(state, move |state| async move {
+            let (member, mut requests) = state?;
+            let message = tokio::select! {
+                message = requests.message() => message,
+                () = member.stopping.cancelled() => return Some((Err(Error::Stopped.into()), None)),
+            };
+            let id = match message {
+                Ok(Some(request)) => request.id,
+                Ok(None) => return None,
+                Err(status) => return Some((Err(with_grpc_go_texts(status)), None)),
+            };
+            if needs_leader && !member.has_leader() {
+                return Some((Err(Error::NoLeader.into()), None));
+            }
+            // Taken before the renewal: a client must not see a renewal at a revision that already revoked the lease.
+            let header = Some(member.header(member.store.revision()));
+            match renew(&member, id).await {
+                Ok(ttl) => Some((
+                    Ok(LeaseKeepAliveResponse { header, id, ttl }),
+                    Some((member, requests)),
+                )),
+                Err(error) => Some((Err(error.into()), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let request = request.into_inner();
+        let member = &self.member;
+        if !member.is_leader() {
+            return Err(Error::NoLeader.into());
+        }
+        member.wait_applied().await?;
+        let with_keys = if request.keys {
+            WithKeys::Yes
+        } else {
+            WithKeys::No
+        };
+        let lease =
+            member
+                .store
+                .lessor()
+                .time_to_live(request.id, member.started.elapsed(), with_keys);
+        let header = Some(member.header(member.store.revision()));
+        let response = match lease {
+            None => LeaseTimeToLiveResponse {
+                header,
+                id: request.id,
+                ttl: -1,
+                ..Default::default()
+            },
+            Some(lease) => LeaseTimeToLiveResponse {
+                header,
+                id: request.id,
+                ttl: lease.remaining_secs,
+                granted_ttl: lease.granted_ttl_secs,
+                keys: lease.keys,
+            },
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn lease_leases(
+        &self,
+        _request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let ids = self.member.store.lessor().leases();
+        let leases = ids.into_iter().map(|id| LeaseStatus { id }).collect();
+        let header = Some(self.member.header(self.member.store.revision()));
+        Ok(Response::new(LeaseLeasesResponse { header, leases }))
+    }
+}

@@ -1,0 +1,135 @@
+//! The Maintenance service: status, alarms, hashes and defragmentation of this member.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::Stream;
+use kv_proto::command::Body;
+use kv_proto::etcdserverpb::maintenance_server::Maintenance;
+use kv_proto::etcdserverpb::{
+    AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, DowngradeInfo,
+    DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
+    MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
+    StatusResponse,
+};
+use tonic::{Request, Response, Status};
+
+use super::fill;
+use super::kv::unexpected;
+use crate::apply::Response as Applied;
+use crate::member::{API_VERSION, CLUSTER_VERSION, Member};
+use crate::{Error, quota};
+
+/// The service over a member.
+#[derive(Clone)]
+pub(crate) struct MaintenanceService(pub(crate) Arc<Member>);
+
+#[tonic::async_trait]
+impl Maintenance for MaintenanceService {
+    async fn alarm(
+        &self,
+        request: Request<AlarmRequest>,
+    ) -> Result<Response<AlarmResponse>, Status> {
+        match self.0.propose(Body::Alarm(request.into_inner())).await? {
+            Applied::Alarm(mut response) => {
+                response.header = fill(&self.0, None);
+                Ok(Response::new(response))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let member = &self.0;
+        let raft = member.node.status();
+        let sizes = member.store.backend().size();
+        let mut errors: Vec<String> = Vec::new();
+        if raft.leader.is_none() {
+            errors.push("etcdserver: no leader".into());
+        }
+        for alarm in member.alarms.get(AlarmType::None as i32) {
+            let kind = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |k| k.as_str_name());
+            errors.push(format!("memberID:{} alarm:{kind}", alarm.member_id));
+        }
+        let quota = match member.config.quota_backend_bytes {
+            0 => quota::DEFAULT_BYTES,
+            bytes => bytes,
+        };
+        Ok(Response::new(StatusResponse {
+            header: Some(member.header(member.store.revision())),
+            version: API_VERSION.into(),
+            db_size: sizes.on_disk as i64,
+            leader: raft.leader.unwrap_or(0),
+            raft_index: raft.committed_index,
+            raft_term: raft.term,
+            raft_applied_index: raft.applied_index,
+            errors,
+            db_size_in_use: sizes.in_use as i64,
+            is_learner: false,
+            storage_version: CLUSTER_VERSION.into(),
+            db_size_quota: quota,
+            downgrade_info: Some(DowngradeInfo::default()),
+        }))
+    }
+
+    async fn defragment(
+        &self,
+        _: Request<DefragmentRequest>,
+    ) -> Result<Response<DefragmentResponse>, Status> {
+        self.0
+            .read_blocking(|store| Ok(store.backend().defragment()?))
+            .await?;
+        Ok(Response::new(DefragmentResponse { header: None }))
+    }
+
+    async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let (hash, revision) = self.0.read_blocking(|store| Ok(store.hash()?)).await?;
+        let header = Some(self.0.header(revision));
+        Ok(Response::new(HashResponse { header, hash }))
+    }
+
+    async fn hash_kv(
+        &self,
+        request: Request<HashKvRequest>,
+    ) -> Result<Response<HashKvResponse>, Status> {
+        let revision = request.into_inner().revision;
+        let hash = self
+            .0
+            .read_blocking(move |store| Ok(store.hash_kv(revision)?))
+            .await?;
+        Ok(Response::new(HashKvResponse {
+            header: Some(self.0.header(hash.revision)),
+            hash: hash.hash,
+            compact_revision: hash.compact_revision,
+            hash_revision: hash.hash_revision,
+        }))
+    }
+
+    type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
+
+    async fn snapshot(
+        &self,
+        _: Request<SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(Error::Unimplemented("kvd: snapshots are not available yet").into())
+    }
+
+    async fn move_leader(
+        &self,
+        _: Request<MoveLeaderRequest>,
+    ) -> Result<Response<MoveLeaderResponse>, Status> {
+        let error = if self.0.is_leader() {
+            Error::BadLeaderTransferee
+        } else {
+            Error::NotLeader
+        };
+        Err(error.into())
+    }
+
+    async fn downgrade(
+        &self,
+        _: Request<DowngradeRequest>,
+    ) -> Result<Response<DowngradeResponse>, Status> {
+        Err(Error::Unimplemented("kvd: downgrades are not available yet").into())
+    }
+}

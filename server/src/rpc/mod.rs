@@ -1,0 +1,63 @@
+//! The gRPC services of the client port, one file each, and what they share.
+
+mod auth;
+mod cluster;
+mod dispatch;
+mod health;
+mod kv;
+mod lease;
+mod maintenance;
+mod status;
+mod validate;
+mod watch;
+
+use kv_mvcc::{RangeQuery, SortOrder, SortTarget};
+use kv_proto::etcdserverpb::range_request;
+use kv_proto::etcdserverpb::{RangeRequest, ResponseHeader};
+use kv_proto::key_range::KeyRange;
+
+pub(crate) use dispatch::{Dispatch, Offers};
+
+use crate::member::Member;
+
+/// What the store is asked for a Range request that `validate` let pass.
+pub(crate) fn range_query(request: RangeRequest) -> RangeQuery {
+    let sort_order = match range_request::SortOrder::try_from(request.sort_order) {
+        Ok(range_request::SortOrder::Ascend) => SortOrder::Ascend,
+        Ok(range_request::SortOrder::Descend) => SortOrder::Descend,
+        Ok(range_request::SortOrder::None) | Err(_) => SortOrder::None,
+    };
+    let sort_target = match range_request::SortTarget::try_from(request.sort_target) {
+        Ok(range_request::SortTarget::Version) => SortTarget::Version,
+        Ok(range_request::SortTarget::Create) => SortTarget::Create,
+        Ok(range_request::SortTarget::Mod) => SortTarget::Mod,
+        Ok(range_request::SortTarget::Value) => SortTarget::Value,
+        Ok(range_request::SortTarget::Key) | Err(_) => SortTarget::Key,
+    };
+    RangeQuery {
+        range: KeyRange::new(request.key, request.range_end),
+        revision: request.revision,
+        limit: request.limit,
+        count_only: request.count_only,
+        keys_only: request.keys_only,
+        min_mod_revision: request.min_mod_revision,
+        max_mod_revision: request.max_mod_revision,
+        min_create_revision: request.min_create_revision,
+        max_create_revision: request.max_create_revision,
+        sort_order,
+        sort_target,
+    }
+}
+
+/// Whether the caller wants an error rather than an answer while there is no leader: metadata `hasleader: true`.
+fn requires_leader(metadata: &tonic::metadata::MetadataMap) -> bool {
+    metadata
+        .get("hasleader")
+        .is_some_and(|v| v.as_bytes() == b"true")
+}
+
+/// Completes a header whose revision the handler knows, or takes the current one.
+fn fill(member: &Member, header: Option<ResponseHeader>) -> Option<ResponseHeader> {
+    let revision = header.map(|h| h.revision).filter(|&r| r != 0);
+    Some(member.header(revision.unwrap_or_else(|| member.store.revision())))
+}

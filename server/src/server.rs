@@ -1,0 +1,571 @@
+//! A member from start to stop.
+//!
+//! Start: lock the folder, bind the addresses, open store and log, start raft over both, serve. Stop, in this order:
+//! listeners, connections, lease expiry, raft with its apply worker, store with a last checkpoint, log.
+//!
+//! Long-lived state and its owner: the log has its writer thread, the store's files their engine thread, physical
+//! compaction its thread, raft core and apply one runtime, connections the RPC threads, leases the expiry task here.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use kv_mvcc::backend::{Backend, EngineKind, Keyspace};
+use kv_mvcc::{Store, StoreOptions};
+use kv_proto::command::Body;
+use kv_proto::commandpb::{ClusterVersionSet, MemberPublish};
+use kv_raft::{NoPeers, Node};
+use kv_wal::Wal;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+use crate::alarm::Alarms;
+use crate::apply::Applier;
+use crate::cluster::{self, Cluster};
+use crate::config::{Config, StorageEngine, Url};
+use crate::data_dir::{DataDir, Meta};
+use crate::http::Listener as PageListener;
+use crate::listener::{self, Http2Settings, Listener, RpcThreads};
+use crate::member::{self, CLUSTER_VERSION, Member};
+use crate::metrics::Metrics;
+use crate::propose::Proposer;
+use crate::rpc::{Dispatch, Offers};
+use crate::tls::TlsAcceptor;
+use crate::wait::Wait;
+use crate::{clock, lease_expiry};
+
+/// Formats this build writes, recorded in the folder's meta file.
+const WAL_FORMAT: u32 = 1;
+const STORE_FORMAT: u32 = 1;
+/// Raft core, apply and replication share these threads.
+const RAFT_THREADS: usize = 1;
+/// An fsync of the log that takes longer is worth a warning. Source: etcd v3.7.
+const SLOW_FSYNC: Duration = Duration::from_secs(1);
+/// Calls under way may take this long when the member stops.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// A member that serves.
+pub struct Server {
+    member: Arc<Member>,
+    wal: Wal,
+    raft_runtime: RaftRuntime,
+    threads: Arc<RpcThreads>,
+    accepting: Vec<tokio::task::JoinHandle<()>>,
+    lease_expiry: tokio::task::JoinHandle<()>,
+    stop_listening: CancellationToken,
+    /// Locked as long as the server lives.
+    _folder: DataDir,
+}
+
+/// A socket that will serve once the member is ready.
+struct Bound {
+    listener: Listener,
+    tls: Option<Arc<TlsAcceptor>>,
+    offers: Offers,
+}
+
+impl Server {
+    /// Starts a member and returns once it serves; must be called within a runtime.
+    ///
+    /// Errors name the flag, file or address and what to do about it. Nothing of an existing folder is changed
+    /// before its lock is held and its owner is known.
+    pub async fn start(config: Config) -> Result<Server> {
+        let config = Arc::new(config);
+        let started = Instant::now();
+        let folder = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
+        let bound = bind_all(&config).await?;
+        let identity = identity(&config, &folder)?;
+        if let Err(error) = folder.prepare_reserve() {
+            tracing::warn!(%error, "the disk is too full for the recovery reserve; free space soon");
+        }
+        let metrics = Arc::new(Metrics::new(&config));
+        let backend = open_backend(&config, &folder)?;
+        let store = Store::open(backend.clone(), store_options(&config)).with_context(|| {
+            format!(
+                "cannot read the database in {}",
+                folder.member_dir().display()
+            )
+        })?;
+        let (wal, recovered) = open_wal(&folder, identity)?;
+        exit_on_failure(&wal, &backend);
+        observe_disk(&metrics, &wal, &backend);
+        let gate = wal.clone();
+        backend.set_commit_gate(move |index| wait_flushed(&gate, index));
+
+        let cluster = Arc::new(Cluster::new(identity.cluster_id));
+        let alarms = Arc::new(restore_state(&backend, &cluster)?);
+        let wait = Wait::new(clock::wall_ms());
+        let applier = Applier::new(
+            store.clone(),
+            cluster.clone(),
+            alarms.clone(),
+            wait.clone(),
+            metrics.clone(),
+            identity.member_id,
+            config.quota_bytes(),
+            started,
+        );
+        let raft_runtime = RaftRuntime::start()?;
+        let raft_config = kv_raft::Config {
+            election_timeout: config.election_timeout,
+            heartbeat_interval: config.heartbeat_interval,
+            snapshot_count: config.snapshot_count,
+            snapshot_catchup_entries: config.snapshot_catchup_entries,
+            member_id: identity.member_id,
+            ..Default::default()
+        };
+        let node = {
+            let (wal, peers) = (wal.clone(), Arc::new(NoPeers));
+            let starting = async move {
+                Node::start(raft_config, wal, recovered, Box::new(applier), peers).await
+            };
+            raft_runtime
+                .handle
+                .spawn(starting)
+                .await?
+                .context("cannot start raft")?
+        };
+        match node.initialize(&[identity.member_id]).await {
+            Ok(()) => tracing::info!("began a new cluster of one member"),
+            Err(kv_raft::Error::AlreadyInitialized) => {}
+            Err(error) => return Err(error).context("cannot begin the cluster"),
+        }
+        exit_when_raft_fails(&node);
+
+        let proposer = Proposer::new(
+            node.clone(),
+            wait.clone(),
+            backend,
+            identity.member_id,
+            config.max_request_bytes,
+            config.request_timeout(),
+            metrics.clone(),
+        );
+        tokio::spawn(count_leader_changes(node.watch_status(), metrics.clone()));
+        let stopping = CancellationToken::new();
+        let member = Member::new(member::Parts {
+            id: identity.member_id,
+            config: config.clone(),
+            node,
+            store,
+            cluster,
+            alarms,
+            proposer,
+            metrics,
+            stopping,
+            started,
+        });
+        tokio::spawn(wait.clone().dispatch(0));
+        publish(&member).await?;
+        let lease_expiry = tokio::spawn(lease_expiry::run(member.clone()));
+
+        let settings = Http2Settings {
+            max_concurrent_streams: config.max_concurrent_streams,
+            keepalive_interval: config.grpc_keepalive_interval,
+            keepalive_timeout: config.grpc_keepalive_timeout,
+        };
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = Arc::new(RpcThreads::start(cores, &wait, settings)?);
+        let dispatch = Dispatch::new(member.clone(), clock::wall_ms() << 20);
+        let stop_listening = CancellationToken::new();
+        let accepting = bound
+            .into_iter()
+            .map(|bound| {
+                let dispatch = dispatch.offering(bound.offers);
+                let stop = stop_listening.clone();
+                tokio::spawn(listener::accept(
+                    bound.listener,
+                    bound.tls,
+                    dispatch,
+                    threads.clone(),
+                    stop,
+                ))
+            })
+            .collect();
+        tracing::info!(
+            member = format!("{:x}", member.id),
+            cluster = format!("{:x}", member.cluster.id),
+            name = config.name,
+            revision = member.store.revision(),
+            took_ms = started.elapsed().as_millis() as u64,
+            "ready to serve client requests"
+        );
+        Ok(Server {
+            member,
+            wal,
+            raft_runtime,
+            threads,
+            accepting,
+            lease_expiry,
+            stop_listening,
+            _folder: folder,
+        })
+    }
+
+    /// Stops in order; what was acknowledged is on disk before this returns.
+    pub async fn stop(self) -> Result<()> {
+        let Server {
+            member,
+            wal,
+            raft_runtime,
+            threads,
+            accepting,
+            lease_expiry,
+            stop_listening,
+            _folder,
+        } = self;
+        stop_listening.cancel();
+        for task in accepting {
+            let _ = task.await;
+        }
+        // Streams end now, calls under way may finish.
+        member.stopping.cancel();
+        let _ = lease_expiry.await;
+        let drained = tokio::task::spawn_blocking(move || {
+            if let Some(threads) = Arc::into_inner(threads) {
+                threads.stop();
+            }
+        });
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+            tracing::warn!("some calls did not finish in time");
+        }
+        member
+            .node
+            .shutdown()
+            .await
+            .context("raft did not stop cleanly")?;
+        let store = member.store.clone();
+        let closed = tokio::task::spawn_blocking(move || {
+            store.close();
+            store.backend().close()
+        });
+        closed.await?.context("the last checkpoint failed")?;
+        wal.close()?;
+        drop(raft_runtime);
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// The runtime of raft core, apply and replication. It may be dropped where blocking is not allowed.
+struct RaftRuntime {
+    handle: tokio::runtime::Handle,
+    runtime: Option<Runtime>,
+}
+
+impl RaftRuntime {
+    fn start() -> Result<RaftRuntime> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(RAFT_THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        Ok(RaftRuntime {
+            handle,
+            runtime: Some(runtime),
+        })
+    }
+}
+
+impl Drop for RaftRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn bind_all(config: &Config) -> Result<Vec<Bound>> {
+    let needs_tls = |urls: &[Url]| urls.iter().any(|url| url.scheme.is_tls());
+    let tls = if [
+        &config.listen_client_urls,
+        &config.listen_client_http_urls,
+        &config.listen_metrics_urls,
+    ]
+    .iter()
+    .any(|urls| needs_tls(urls))
+    {
+        Some(Arc::new(TlsAcceptor::for_clients(config)?))
+    } else {
+        None
+    };
+    let separate_pages = !config.listen_client_http_urls.is_empty();
+    let client = |url: &Url| {
+        let pages = if url.scheme.is_tls() {
+            PageListener::ClientTls
+        } else {
+            PageListener::Client
+        };
+        if separate_pages {
+            Offers::Grpc
+        } else {
+            Offers::All(pages)
+        }
+    };
+    let pages = |url: &Url| {
+        let tls = url.scheme.is_tls();
+        Offers::Pages(if tls {
+            PageListener::ClientTls
+        } else {
+            PageListener::Client
+        })
+    };
+    let client_urls = config
+        .listen_client_urls
+        .iter()
+        .map(|url| (url, client(url)));
+    let page_urls = config
+        .listen_client_http_urls
+        .iter()
+        .map(|url| (url, pages(url)));
+    let metrics_urls = config
+        .listen_metrics_urls
+        .iter()
+        .map(|url| (url, Offers::Pages(PageListener::Metrics)));
+    let mut bound = Vec::new();
+    for (url, offers) in client_urls.chain(page_urls).chain(metrics_urls) {
+        let tls = tls.clone().filter(|_| url.scheme.is_tls());
+        bound.push(Bound {
+            listener: bind(url).await?,
+            tls,
+            offers,
+        });
+    }
+    Ok(bound)
+}
+
+async fn bind(url: &Url) -> Result<Listener> {
+    if let Some(path) = url.socket_path() {
+        return Ok(Listener::bind_unix(path)?);
+    }
+    let (host, port) = url
+        .host_port()
+        .with_context(|| format!("{url} has no port"))?;
+    let mut addresses = tokio::net::lookup_host((host, port))
+        .await
+        .with_context(|| format!("cannot resolve the host of {url}"))?;
+    let address = addresses
+        .next()
+        .with_context(|| format!("the host of {url} has no address"))?;
+    Ok(Listener::bind_tcp(address).await?)
+}
+
+/// Who this member is: as recorded in the folder, or for a new folder derived from the initial cluster.
+fn identity(config: &Config, folder: &DataDir) -> Result<kv_wal::Identity> {
+    let meta = match folder.read_meta()? {
+        Some(meta) => meta,
+        None => {
+            let meta = new_identity(config)?;
+            folder.write_meta(&meta)?;
+            meta
+        }
+    };
+    Ok(kv_wal::Identity {
+        cluster_id: meta.cluster_id,
+        member_id: meta.member_id,
+        incarnation: meta.incarnation,
+    })
+}
+
+fn new_identity(config: &Config) -> Result<Meta> {
+    let token = &config.initial_cluster_token;
+    let mut names: Vec<&String> = config
+        .initial_cluster
+        .iter()
+        .map(|(name, _)| name)
+        .collect();
+    names.dedup();
+    if names.len() != 1 || *names[0] != config.name {
+        bail!(
+            "--initial-cluster must name this member, {:?}, and no other: this build serves clusters of one member",
+            config.name
+        );
+    }
+    let urls: Vec<String> = config
+        .initial_cluster
+        .iter()
+        .map(|(_, url)| url.to_string())
+        .collect();
+    let member_id = cluster::member_id(&urls, token);
+    Ok(Meta {
+        wal_format: WAL_FORMAT,
+        store_format: STORE_FORMAT,
+        cluster_id: cluster::cluster_id(&[member_id]),
+        member_id,
+        incarnation: rand::random(),
+    })
+}
+
+fn open_backend(config: &Config, folder: &DataDir) -> Result<Backend> {
+    let engine = config.storage_engine.map(|engine| match engine {
+        StorageEngine::Redb => EngineKind::Redb,
+        StorageEngine::Sled => EngineKind::Sled,
+    });
+    let options = kv_mvcc::backend::Options {
+        engine,
+        cache_bytes: config.memory_budget / 4,
+        buffer_bytes_max: config.memory_budget / 2,
+        ..Default::default()
+    };
+    let backend = Backend::open(folder.member_dir(), options);
+    backend.with_context(|| {
+        format!(
+            "cannot open the database in {}",
+            folder.member_dir().display()
+        )
+    })
+}
+
+fn store_options(config: &Config) -> StoreOptions {
+    StoreOptions {
+        value_cache_bytes: config.memory_budget / 4,
+        ..Default::default()
+    }
+}
+
+fn open_wal(folder: &DataDir, identity: kv_wal::Identity) -> Result<(Wal, kv_wal::Recovered)> {
+    let fs = Arc::new(kv_wal::fs::RealFs);
+    let config = kv_wal::Config::new(folder.wal_dir(), identity);
+    let opened = if Wal::exists(folder.wal_dir(), fs.as_ref())? {
+        Wal::open(fs, config)
+    } else {
+        Wal::create(fs.clone(), config.clone()).and_then(|wal| {
+            // Read back what was just made, so that a first start and a restart are one path.
+            wal.close()?;
+            Wal::open(fs, config)
+        })
+    };
+    let (wal, recovered) =
+        opened.with_context(|| format!("cannot open the log in {}", folder.wal_dir().display()))?;
+    if let Some(cut) = &recovered.cut {
+        tracing::info!(
+            ?cut,
+            "cut a write that was under way when the process ended; nothing acknowledged was in it"
+        );
+    }
+    Ok((wal, recovered))
+}
+
+/// Blocks until log entry `index`, which is applied, is on this member's disk: the database must not be ahead of the log.
+fn wait_flushed(wal: &Wal, index: u64) {
+    if wal.flushed_index() >= index {
+        return;
+    }
+    let (done, flushed) = std::sync::mpsc::channel();
+    let report = move |result: kv_wal::Result<()>| {
+        let _ = done.send(result.is_ok());
+    };
+    // Appended before it was applied, the entry is ahead of this in the queue.
+    let queued = wal.append(Vec::new(), kv_wal::Sync::Yes, Some(Box::new(report)));
+    if queued.is_err() || flushed.recv() != Ok(true) {
+        // The log has failed, and its hook ends the process: never commit beyond it.
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// Reads back what the apply loop keeps beside the keys.
+fn restore_state(backend: &Backend, cluster: &Cluster) -> Result<Alarms> {
+    let view = backend.view()?;
+    let mut members = Vec::new();
+    view.scan(Keyspace::Members, &[], None, &mut |_, json| {
+        members.push(bytes::Bytes::copy_from_slice(json));
+        std::ops::ControlFlow::Continue(())
+    })?;
+    let version = view.get(Keyspace::Cluster, Cluster::version_key())?;
+    cluster
+        .restore(members, version)
+        .context("the member table cannot be read")?;
+    let mut alarms = Vec::new();
+    view.scan(Keyspace::Alarm, &[], None, &mut |key, _| {
+        alarms.push(bytes::Bytes::copy_from_slice(key));
+        std::ops::ControlFlow::Continue(())
+    })?;
+    Alarms::restore(alarms).context("the alarms cannot be read")
+}
+
+/// Tells the cluster this member's name and client URLs, and the version it runs.
+async fn publish(member: &Member) -> Result<()> {
+    let text = |urls: &[Url]| urls.iter().map(ToString::to_string).collect();
+    let publish = MemberPublish {
+        member_id: member.id,
+        name: member.config.name.clone(),
+        peer_urls: text(&member.config.initial_advertise_peer_urls),
+        client_urls: text(&member.config.advertise_client_urls),
+    };
+    let published = member.proposer.propose(Body::MemberPublish(publish)).await;
+    published.context("cannot publish this member to its cluster")?;
+    if member.cluster.version().as_deref() != Some(CLUSTER_VERSION) {
+        let version = ClusterVersionSet {
+            version: CLUSTER_VERSION.into(),
+        };
+        member
+            .proposer
+            .propose(Body::ClusterVersionSet(version))
+            .await
+            .context("cannot set the cluster version")?;
+    }
+    Ok(())
+}
+
+/// A failed write or fsync ends the process at once: no further acknowledgement may leave it.
+fn exit_on_failure(wal: &Wal, backend: &Backend) {
+    wal.set_failure_hook(Box::new(|error| exit("the log failed", error)));
+    backend.set_failure_hook(|error| exit("the database failed", error));
+}
+
+/// Counts each leader that this member comes to know; ends with the node.
+async fn count_leader_changes(
+    mut status: tokio::sync::watch::Receiver<kv_raft::Status>,
+    metrics: Arc<Metrics>,
+) {
+    let mut known = None;
+    loop {
+        let leader = status.borrow_and_update().leader;
+        if leader.is_some() && leader != known {
+            metrics.server.leader_changes_seen.inc();
+            known = leader;
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Counts what the disk threads do.
+fn observe_disk(metrics: &Arc<Metrics>, wal: &Wal, backend: &Backend) {
+    let disk = metrics.clone();
+    wal.set_fsync_observer(Box::new(move |took, batch| {
+        disk.disk.wal_fsync_duration.observe(took.as_secs_f64());
+        disk.disk.wal_write_bytes.add(batch.bytes as i64);
+        if took > SLOW_FSYNC {
+            tracing::warn!(
+                took_ms = took.as_millis() as u64,
+                records = batch.records,
+                "slow fsync of the log"
+            );
+        }
+    }));
+    let disk = metrics.clone();
+    backend.set_commit_observer(move |commit| {
+        disk.disk
+            .backend_commit_duration
+            .observe(commit.took.as_secs_f64());
+    });
+}
+
+fn exit(what: &'static str, error: &dyn std::fmt::Display) {
+    tracing::error!(%error, "{what}; stopping at once");
+    eprintln!("kvd: {what}: {error}");
+    std::process::exit(1);
+}
+
+fn exit_when_raft_fails(node: &Node) {
+    let failed = node.failed();
+    tokio::spawn(async move {
+        let cause = failed.await;
+        exit("raft failed", &cause);
+    });
+}

@@ -1,0 +1,167 @@
+//! A `kvd` process of a test: started on free loopback ports, ended by process id.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tonic::transport::{Channel, Endpoint};
+
+/// A member has this long to begin to serve.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// How a member is started.
+#[derive(Clone, Debug, Default)]
+pub struct KvdOptions {
+    /// Further flags.
+    pub args: Vec<String>,
+    /// Further environment variables.
+    pub env: Vec<(String, String)>,
+}
+
+/// A running member; killed when dropped.
+pub struct Kvd {
+    child: Child,
+    options: KvdOptions,
+    data_dir: PathBuf,
+    client_port: u16,
+    peer_port: u16,
+}
+
+impl Kvd {
+    /// Starts a member over `data_dir` on free ports; it serves when [`Kvd::connect`] returns.
+    pub fn start(data_dir: &Path, options: KvdOptions) -> Kvd {
+        let (client_port, peer_port) = (free_port(), free_port());
+        let child = spawn(data_dir, client_port, peer_port, &options);
+        Kvd {
+            child,
+            options,
+            data_dir: data_dir.to_owned(),
+            client_port,
+            peer_port,
+        }
+    }
+
+    /// The URL clients dial.
+    pub fn client_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    /// Process id, for signals and statistics.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the member accepts connections. Panics with its exit status if it ends instead.
+    pub async fn connect(&mut self) -> Channel {
+        let endpoint = Endpoint::from_shared(self.client_url()).expect("a loopback URL is valid");
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            match endpoint.connect().await {
+                Ok(channel) => return channel,
+                Err(error) => {
+                    if let Some(status) =
+                        self.child.try_wait().expect("the child can be waited for")
+                    {
+                        panic!("kvd ended with {status} before it served");
+                    }
+                    assert!(Instant::now() < deadline, "kvd does not serve: {error}");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        }
+    }
+
+    /// Ends the process at once, as a crash would.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the child is ours to kill");
+        self.child.wait().expect("the child can be waited for");
+    }
+
+    /// Asks the process to stop and waits for its exit status.
+    pub fn terminate(&mut self) -> std::process::ExitStatus {
+        let pid = self.child.id().to_string();
+        let killed = Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .expect("kill can be run");
+        assert!(killed.success(), "kill -TERM {pid} failed");
+        self.child.wait().expect("the child can be waited for")
+    }
+
+    /// Starts the member again over the same folder and ports.
+    pub fn restart(&mut self) {
+        self.child = spawn(
+            &self.data_dir,
+            self.client_port,
+            self.peer_port,
+            &self.options,
+        );
+    }
+}
+
+impl Drop for Kvd {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary to test: `KVD_BIN`, or the one built beside this test.
+pub fn kvd_binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("KVD_BIN") {
+        return path.into();
+    }
+    let exe = std::env::current_exe().expect("a process has a path");
+    let target = exe
+        .ancestors()
+        .nth(2)
+        .expect("tests are in target/<profile>/deps");
+    let path = target.join("kvd");
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build -p kv-server` or set KVD_BIN",
+        path.display()
+    );
+    path
+}
+
+fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions) -> Child {
+    let client = format!("http://127.0.0.1:{client_port}");
+    let peer = format!("http://127.0.0.1:{peer_port}");
+    let mut command = Command::new(kvd_binary());
+    command
+        .arg("--data-dir")
+        .arg(data_dir)
+        .args([
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ])
+        .args([
+            "--initial-cluster",
+            &format!("default={peer}"),
+            "--log-level",
+            "warn",
+        ])
+        .args(&options.args)
+        .envs(options.env.iter().cloned())
+        .stdin(Stdio::null());
+    command.spawn().expect("kvd can be started")
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener
+        .local_addr()
+        .expect("a bound socket has an address")
+        .port()
+}
