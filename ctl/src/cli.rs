@@ -88,7 +88,7 @@ pub(crate) struct Global {
     /// The largest answer in bytes; 0 means 2 GiB
     #[arg(long, global = true, hide = true, default_value = "0", value_parser = number::parse_flag_int)]
     pub(crate) max_recv_bytes: i64,
-    /// Plain text for endpoints without a scheme, unless a certificate is given
+    /// Plain text for endpoints without a scheme, unless a flag about TLS is given
     #[arg(long, global = true, hide = true, default_value = "true", action = ArgAction::Set, num_args = 0..=1,
           require_equals = true, default_missing_value = "true", value_parser = number::parse_bool)]
     pub(crate) insecure_transport: bool,

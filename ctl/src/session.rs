@@ -101,13 +101,7 @@ impl Session {
             }
         }
         let given = global.cert.is_some() || global.key.is_some() || global.cacert.is_some();
-        // Without certificates a bare host:port stays plain text; https needs no more than its scheme.
-        let https = global
-            .endpoints
-            .iter()
-            .any(|e| e.trim().starts_with("https://"));
-        let wanted =
-            given || !global.insecure_transport || (global.insecure_skip_tls_verify && https);
+        let wanted = given || !global.insecure_transport || global.insecure_skip_tls_verify;
         Ok(wanted.then(|| Tls {
             ca_file: global.cacert.clone(),
             cert_file: global.cert.clone(),

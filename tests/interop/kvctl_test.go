@@ -482,7 +482,8 @@ func TestKvctlOverTLS(t *testing.T) {
 		kvctl := newClient(t, asEtcdctl(t), start(t, label, bin, files))
 		etcdctl := newClient(t, etcdctlBin, kvctl.srv)
 		for _, s := range slices.Concat(writes("put a 1", "put b 2"), reads("get a -w json", "endpoint status --cluster", "endpoint health",
-			"member list -w table", "get a --insecure-skip-tls-verify")) {
+			"member list -w table", "get a --insecure-skip-tls-verify", "get a --endpoints={endpoint}",
+			"get a --insecure-transport=false --endpoints=https://{endpoint}")) {
 			s.reads = true
 			checkStep(t, s, etcdctl, kvctl)
 		}
