@@ -24,7 +24,6 @@ use prost::Message;
 use serde_json::Value;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 use tonic::transport::Channel;
 
 /// Leases must not run out during the replay: the recorded expiries are replayed as revocations.
@@ -107,7 +106,8 @@ struct Replay {
 }
 
 struct Watched {
-    responses: Streaming<WatchResponse>,
+    /// Filled by a task, so that an unread watch does not fill the connection's window.
+    responses: tokio::sync::mpsc::UnboundedReceiver<WatchResponse>,
     /// Keeps the request side open.
     _requests: tokio::sync::mpsc::Sender<WatchRequest>,
 }
@@ -275,7 +275,8 @@ impl Replay {
             line["rev"].as_i64(),
             "line {at}"
         );
-        if let Some(canceled) = line.get("canceled").filter(|c| !c.is_null()) {
+        // A cancel without a compacted revision was the client's own.
+        if let Some(canceled) = line.get("canceled").filter(|c| c["compact_revision"].as_i64() > Some(0)) {
             let refusal = responses.next().await.unwrap().unwrap();
             assert!(refusal.canceled, "line {at}: {refusal:?}");
             assert_eq!(
@@ -292,10 +293,18 @@ impl Replay {
             return;
         }
         let key = (line["s"].as_i64().unwrap(), line["id"].as_i64().unwrap());
+        let (read, unread) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Ok(response)) = responses.next().await {
+                if read.send(response).is_err() {
+                    return;
+                }
+            }
+        });
         self.watches.insert(
             key,
             Watched {
-                responses,
+                responses: unread,
                 _requests: requests,
             },
         );
@@ -314,12 +323,7 @@ impl Replay {
             .unwrap_or_else(|| panic!("line {at}: no watch {key:?}"));
         let mut events = Vec::new();
         while events.len() < want.len() {
-            let response = watched
-                .responses
-                .next()
-                .await
-                .expect("a watch stays open")
-                .unwrap();
+            let response = watched.responses.recv().await.expect("a watch stays open");
             events.extend(response.events);
         }
         for (event, want) in events.iter().zip(want) {

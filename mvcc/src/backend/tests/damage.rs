@@ -125,15 +125,25 @@ fn inflict(harm: Harm, path: &PathBuf, random: &mut Random) {
                     .unwrap();
             }
         }
-        Harm::CutTail => file
-            .set_len(len - (1 + random.below(64 << 10)).min(len))
-            .unwrap(),
+        Harm::CutTail => {
+            // Zeros behind the content may go without harm.
+            let end = end_of_content(&file, len);
+            file.set_len(end - (1 + random.below(64 << 10)).min(end))
+                .unwrap()
+        }
         Harm::ZeroedPage => {
             let page = position_of_content(&file, len, random) / 4096 * 4096;
             let zeroes = vec![0; (len - page).min(4096) as usize];
             file.write_all_at(&zeroes, page).unwrap();
         }
     }
+}
+
+fn end_of_content(file: &File, len: u64) -> u64 {
+    let mut content = vec![0; len as usize];
+    file.read_exact_at(&mut content, 0).unwrap();
+    let zeros = content.iter().rev().take_while(|byte| **byte == 0).count();
+    len - zeros as u64
 }
 
 fn position_of_content(file: &File, len: u64, random: &mut Random) -> u64 {

@@ -1,7 +1,7 @@
 //! Random programs of writes, watches, cancels, compactions and slow readers, each response checked against
 //! a model: what a watcher got must be exactly what it should have got up to there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::*;
 
@@ -40,6 +40,8 @@ struct Client {
 struct ClientStream {
     stream: WatchStream,
     watchers: HashMap<i64, Client>,
+    /// Ids lost to compaction that the client has not canceled too.
+    compacted: HashSet<i64>,
     /// How rarely it takes responses.
     laziness: u64,
 }
@@ -170,6 +172,7 @@ impl Program {
             self.streams.push(ClientStream {
                 stream,
                 watchers: HashMap::new(),
+                compacted: HashSet::new(),
                 laziness,
             });
         }
@@ -339,10 +342,15 @@ impl Program {
             self.progress += 1;
             return;
         }
+        if output.compact_revision != 0 {
+            self.streams[i].compacted.insert(output.watch_id);
+        }
         let Some(mut client) = self.streams[i].watchers.remove(&output.watch_id) else {
-            // Below the compacted revision from the start.
+            // Below the compacted revision from the start, or the client's own cancel after that.
             assert!(
-                output.created || output.compact_revision != 0,
+                output.created
+                    || output.compact_revision != 0
+                    || output.canceled && self.streams[i].compacted.remove(&output.watch_id),
                 "{place}: unknown id"
             );
             return;
