@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+// server is one process on a data folder of its own, removed by close.
+type server struct {
+	label, bin string
+	args       []string
+	dir        string
+	clientPort int
+	cmd        *exec.Cmd
+	exited     chan struct{}
+}
+
+// startServer runs bin on an empty folder below parent and waits until it answers a linearizable read.
+func startServer(ctx context.Context, parent, label, bin string, extra []string) (*server, error) {
+	s := &server{label: label, bin: bin}
+	var err error
+	if s.dir, err = os.MkdirTemp(parent, "compare-"+label+"-"); err != nil {
+		return nil, err
+	}
+	var peerPort int
+	if s.clientPort, err = freePort(); err == nil {
+		peerPort, err = freePort()
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	peer := fmt.Sprintf("http://127.0.0.1:%d", peerPort)
+	s.args = append([]string{
+		"--name=bench", "--data-dir=" + filepath.Join(s.dir, "data"), "--log-level=warn",
+		"--listen-client-urls=http://" + s.endpoint(), "--advertise-client-urls=http://" + s.endpoint(),
+		"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer, "--initial-cluster=bench=" + peer,
+	}, extra...)
+	if _, err := s.start(ctx, time.Minute); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// start runs the process on the server's folder and returns how long it took until it served.
+func (s *server) start(ctx context.Context, limit time.Duration) (time.Duration, error) {
+	log, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return 0, err
+	}
+	defer log.Close()
+	s.cmd = exec.Command(s.bin, s.args...)
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	// An interrupted comparison leaves no server behind.
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := time.Now()
+	if err := s.cmd.Start(); err != nil {
+		return 0, err
+	}
+	s.exited = make(chan struct{})
+	go func(cmd *exec.Cmd, exited chan struct{}) {
+		_ = cmd.Wait()
+		close(exited)
+	}(s.cmd, s.exited)
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if err := s.waitServing(ctx); err != nil {
+		return 0, fmt.Errorf("%s does not serve: %w; end of its log:\n%s", s.label, err, s.logTail())
+	}
+	return time.Since(started), nil
+}
+
+func (s *server) waitServing(ctx context.Context) error {
+	address := s.endpoint()
+	for {
+		conn, err := net.DialTimeout("tcp", address, time.Second)
+		if err == nil {
+			_ = conn.Close()
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.exited:
+			return fmt.Errorf("it exited: %v", s.cmd.ProcessState)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{address}, Logger: zap.NewNop()})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	for {
+		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+		_, err := client.Get(attempt, "is it serving")
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func (s *server) endpoint() string { return fmt.Sprintf("127.0.0.1:%d", s.clientPort) }
+
+func (s *server) pid() int { return s.cmd.Process.Pid }
+
+// kill is kill -9; the folder stays.
+func (s *server) kill() {
+	if s.cmd == nil || s.cmd.Process == nil {
+		return
+	}
+	_ = s.cmd.Process.Kill()
+	<-s.exited
+}
+
+func (s *server) close() {
+	s.kill()
+	_ = os.RemoveAll(s.dir)
+}
+
+func (s *server) logTail() string {
+	data, err := os.ReadFile(filepath.Join(s.dir, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimRight(string(data), "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-20):], "\n")
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
