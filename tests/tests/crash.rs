@@ -2,11 +2,14 @@
 //!
 //! The counts here are small; `tests/soak.sh` runs many more. A failure names its seed and keeps its folder.
 
+#![allow(clippy::unwrap_used)] // All of this is tests.
+
 use kv_tests::Kvd;
 use kv_tests::torture::load::{Load, Profile};
 use kv_tests::torture::model::Model;
 use kv_tests::torture::operation::{Answer, Call, Operation, Write};
-use kv_tests::torture::{kill, rounds, verify};
+use kv_tests::torture::power_cut::Run;
+use kv_tests::torture::{kill, rounds, strace, verify};
 
 #[tokio::test]
 async fn redb_keeps_acknowledged_writes_through_kills() {
@@ -33,6 +36,65 @@ async fn kill_rounds(engine: &str) {
         report.findings.acknowledged > count * 10,
         "the load was too small to show anything: {report:?}"
     );
+}
+
+#[tokio::test]
+async fn redb_keeps_acknowledged_writes_through_power_cuts() {
+    power_cuts("redb").await;
+}
+
+#[tokio::test]
+async fn sled_keeps_acknowledged_writes_through_power_cuts() {
+    power_cuts("sled").await;
+}
+
+async fn power_cuts(engine: &str) {
+    let (seed, count) = (rounds("TORTURE_SEED", 1), rounds("TORTURE_CUTS", 10));
+    let Some((mut work, run)) = record(engine, seed).await else {
+        return;
+    };
+
+    let shown = run.check_acknowledgements().unwrap();
+
+    assert!(shown.answers > 100, "{shown:?}");
+    work.disable_cleanup(true);
+    for number in 0..count {
+        let image = work.path().join(number.to_string());
+        let outcome = run.cut(&image, number).await;
+        let report = outcome.unwrap_or_else(|error| panic!("{}: {error:#}", image.display()));
+        println!("{engine}, cut {number}: {report:?}");
+        std::fs::remove_dir_all(&image).unwrap();
+    }
+    work.disable_cleanup(false);
+}
+
+/// The control: where fsync does nothing, the trace and the images must show it.
+#[tokio::test]
+async fn power_cuts_are_noticed_where_fsync_does_nothing() {
+    let Some((work, run)) = record("redb", 1).await else {
+        return;
+    };
+    let run = run.without_fsync();
+
+    let error = run.check_acknowledgements().unwrap_err();
+    assert!(error.to_string().starts_with("no fsync covers"), "{error}");
+    let mut noticed = 0;
+    for number in 0..5 {
+        let image = work.path().join(number.to_string());
+        noticed += usize::from(run.cut(&image, number).await.is_err());
+    }
+    assert!(noticed > 0, "a disk without fsync lost nothing");
+}
+
+/// A traced run, or nothing where there is no `strace`.
+async fn record(engine: &str, seed: u64) -> Option<(tempfile::TempDir, Run)> {
+    if !strace::is_available() {
+        println!("SKIPPED: strace is missing or may not trace; see tests/soak.sh");
+        return None;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let run = Run::record(work.path(), engine, seed).await.unwrap();
+    Some((work, run))
 }
 
 /// The control: the check must see what it is there for.

@@ -56,7 +56,7 @@ pub async fn run(work: &Path, engine: &str, seed: u64, rounds: u64) -> Result<Re
     let mut model = Model::default();
     let mut report = Report::default();
     let mut kvd = Kvd::start(&folder, options(engine));
-    let mut channel = kvd.connect().await;
+    let mut channel = kvd.try_connect().await?;
     for round in 0..rounds {
         let named = || format!("{engine}, seed {seed}, kill round {round}");
         let load = Load::start(&channel, seed << 10 | round, PROFILE, &model);
@@ -73,7 +73,7 @@ pub async fn run(work: &Path, engine: &str, seed: u64, rounds: u64) -> Result<Re
         let replayed = work.join("replayed");
         copy_without_database(&folder, &replayed)?;
         kvd.restart();
-        channel = kvd.connect().await;
+        channel = kvd.try_connect().await?;
         let findings = verify::check(&channel, &mut model, &calls)
             .await
             .with_context(named)?;
@@ -96,15 +96,20 @@ pub async fn run(work: &Path, engine: &str, seed: u64, rounds: u64) -> Result<Re
 pub fn copy_without_database(from: &Path, to: &Path) -> Result<()> {
     copy_folder(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
     let member = to.join("member");
-    std::fs::remove_dir_all(member.join("db"))?;
-    std::fs::remove_file(member.join("CURRENT"))?;
+    let gone = |outcome: std::io::Result<()>| match outcome {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    // A power cut may have come before there was a database.
+    gone(std::fs::remove_dir_all(member.join("db")))?;
+    gone(std::fs::remove_file(member.join("CURRENT")))?;
     Ok(())
 }
 
 /// Starts a member over `folder`, which holds a log and no database, and compares its HashKV with `expected`.
 pub async fn compare_with_replay(folder: &Path, engine: &str, expected: Hash) -> Result<()> {
     let mut kvd = Kvd::start(folder, options(engine));
-    let channel = kvd.connect().await;
+    let channel = kvd.try_connect().await?;
     let replayed = verify::hash(&channel, expected.revision).await?;
     ensure!(
         replayed == expected,

@@ -5,10 +5,13 @@
 //! operations traced ([`strace`]), keeps what a disk may hold of them ([`disk`]), and starts members on that.
 //! Every run is told by a seed; the choice of operations and cuts follows from it, their timing does not.
 
+pub mod disk;
 pub mod kill;
 pub mod load;
 pub mod model;
 pub mod operation;
+pub mod power_cut;
+pub mod strace;
 pub mod verify;
 
 use std::path::Path;
