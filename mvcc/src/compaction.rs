@@ -31,6 +31,7 @@ use tokio::sync::watch;
 
 use crate::backend::{Keyspace, Op, View};
 use crate::hash::{self, HashKv, Kept, KvHasher};
+use crate::key_index::Dropped;
 use crate::read_txn::SLICE_KEYS;
 use crate::revision::{Change, Revision};
 use crate::store::{AppliedMark, CompactionDriver, Store, StoreOptions, meta};
@@ -116,7 +117,10 @@ enum Phase {
         from: Vec<u8>,
     },
     Drop {
-        from: Box<[u8]>,
+        /// The key to go on from in the index.
+        next: Option<Box<[u8]>>,
+        /// What has left the index, and not the engine.
+        pending: VecDeque<(Revision, Change)>,
     },
 }
 
@@ -160,9 +164,13 @@ impl Store {
             return Err(error);
         }
         self.raise_compacted(revision);
-        let previous_finished = self.compactor.pending() == 0;
-        self.compactor
-            .add(Job::new(revision, compacted, previous_finished));
+        // Part of what an unfinished one left to hash may be gone.
+        let phase = if *self.compactor.finished.borrow() == compacted {
+            Phase::Keep
+        } else {
+            Phase::remove()
+        };
+        self.compactor.add(Job::new(revision, compacted, phase));
         Ok(CompactionHandle {
             revision,
             finished: self.compactor.finished.subscribe(),
@@ -176,12 +184,14 @@ impl Store {
         let Some(job) = self.compactor.take() else {
             return Ok(CompactionStep::Idle);
         };
-        let retry = job.restarted();
+        let (revision, previous) = (job.revision, job.previous);
         match self.advance(job) {
             Ok(Progress::Continue(job)) => self.compactor.put_back(job),
             Ok(Progress::Finished) => self.compactor.finish_one(),
             Err(error) => {
-                self.compactor.put_back(retry);
+                // Only the phases that hash can fail, before anything is dropped.
+                self.compactor
+                    .put_back(Job::new(revision, previous, Phase::Keep));
                 return Err(error);
             }
         }
@@ -198,7 +208,7 @@ impl Store {
             && scheduled > finished
         {
             self.compactor
-                .add(Job::new(revision, finished.unwrap_or(-1), false));
+                .add(Job::new(revision, finished.unwrap_or(-1), Phase::remove()));
         }
         if self.compactor.options.compaction_driver == CompactionDriver::Thread {
             let store = Arc::downgrade(self);
@@ -216,112 +226,114 @@ impl Store {
         }
     }
 
-    fn advance(&self, job: Job) -> Result<Progress> {
-        let Job {
-            revision,
-            previous,
-            phase,
-            hash,
-        } = job;
-        let slice = self.compactor.options.compaction_slice;
-        let (phase, hash) = match phase {
-            Phase::Keep => {
-                let mut kept = Kept::with_tombstones();
-                let mut next = Some(Box::default());
-                while let Some(from) = next {
-                    next = self.keep_slice(&from, revision, previous, &mut kept);
-                }
-                kept.finish();
-                let hasher = KvHasher::new(previous, revision, kept);
-                (
+    /// Works until a slice is used up or the job is done: a small compaction is one step, without a pause.
+    fn advance(&self, mut job: Job) -> Result<Progress> {
+        let slice = self.compactor.options.compaction_slice.max(1);
+        loop {
+            job.phase = match job.phase {
+                Phase::Keep => {
+                    let mut kept = Kept::with_tombstones();
+                    let mut next = Some(Box::default());
+                    while let Some(from) = next {
+                        next = self.keep_slice(&from, job.revision, job.previous, &mut kept);
+                    }
+                    kept.finish();
                     Phase::Hash {
                         view: self.backend.view()?,
-                        hasher,
+                        hasher: KvHasher::new(job.previous, job.revision, kept),
                         from: Vec::new(),
-                    },
-                    hash,
-                )
-            }
-            Phase::Hash {
-                view,
-                mut hasher,
-                from,
-            } => match hash::feed_slice(&view, &mut hasher, &from, slice)? {
-                Some(from) => (Phase::Hash { view, hasher, from }, hash),
-                None => (
-                    Phase::Drop {
-                        from: Box::default(),
-                    },
-                    Some(hasher.sum()),
-                ),
-            },
-            Phase::Drop { from } => match self.drop_some(from, revision, slice) {
-                Some(from) => (Phase::Drop { from }, hash),
-                None => {
-                    self.backend.write(vec![meta(
-                        FINISHED_KEY,
-                        &Revision::new(revision, 0).key(Change::Put),
-                    )]);
-                    if let Some(hash) = hash {
-                        let hash_revision = revision;
-                        self.hashes.remember(HashKv {
-                            hash,
-                            revision,
-                            compact_revision: previous,
-                            hash_revision,
-                        });
                     }
-                    self.compactor.finished.send_replace(revision);
-                    return Ok(Progress::Finished);
                 }
-            },
-        };
-        Ok(Progress::Continue(Job {
-            revision,
-            previous,
-            phase,
-            hash,
-        }))
+                Phase::Hash {
+                    view,
+                    mut hasher,
+                    from,
+                } => match hash::feed_slice(&view, &mut hasher, &from, slice)? {
+                    Some(from) => {
+                        job.phase = Phase::Hash { view, hasher, from };
+                        return Ok(Progress::Continue(job));
+                    }
+                    None => {
+                        job.hash = Some(hasher.sum());
+                        Phase::remove()
+                    }
+                },
+                Phase::Drop {
+                    mut next,
+                    mut pending,
+                } => {
+                    self.drop_from_index(&mut next, &mut pending, job.revision, slice);
+                    let full_slice = pending.len() >= slice;
+                    // Removing waits for an engine that is behind; writes go first.
+                    let behind = self.backend.is_full();
+                    if !behind {
+                        self.drop_from_engine(pending.drain(..slice.min(pending.len())));
+                    }
+                    if next.is_none() && pending.is_empty() {
+                        self.finish_compaction(job.revision, job.previous, job.hash);
+                        return Ok(Progress::Finished);
+                    }
+                    job.phase = Phase::Drop { next, pending };
+                    if full_slice || behind {
+                        return Ok(Progress::Continue(job));
+                    }
+                    continue;
+                }
+            };
+        }
     }
 
-    /// Removes what the keys from `from` on need no more, until about `slice` revisions went; returns where to go on.
-    fn drop_some(&self, from: Box<[u8]>, revision: i64, slice: usize) -> Option<Box<[u8]>> {
-        let mut dropped = Vec::new();
-        let mut next = Some(from);
-        while let Some(from) = &next
-            && dropped.len() < slice
+    /// Takes out of the index what no read at `revision` or later can see, until `wanted` revisions are `pending`.
+    fn drop_from_index(
+        &self,
+        next: &mut Option<Box<[u8]>>,
+        pending: &mut VecDeque<(Revision, Change)>,
+        revision: i64,
+        wanted: usize,
+    ) {
+        while pending.len() < wanted
+            && let Some(from) = next
         {
-            next = self
+            let mut dropped = Vec::new();
+            *next = self
                 .index
                 .write()
-                .compact(from, revision, SLICE_KEYS, |change| dropped.push(change));
+                .compact(from, revision, SLICE_KEYS, &mut dropped);
+            pending.extend(dropped.iter().flat_map(Dropped::iter));
         }
-        self.compactor
-            .removed
-            .fetch_add(dropped.len() as u64, Ordering::Relaxed);
-        // A key with a long history gives more than a slice; the engine gets it in pieces.
-        for dropped in dropped.chunks(slice.max(1)) {
-            let deletes = dropped.iter().flat_map(|(revision, change)| {
-                let key = Bytes::copy_from_slice(&revision.key(*change));
-                [
-                    Op::Delete(Keyspace::Rev, key.clone()),
-                    Op::Delete(Keyspace::Index, key),
-                ]
+    }
+
+    /// Removes value and index record of each revision, in one batch.
+    fn drop_from_engine(&self, revisions: impl ExactSizeIterator<Item = (Revision, Change)>) {
+        let removed = revisions.len() as u64;
+        let deletes = revisions.flat_map(|(revision, change)| {
+            let key = Bytes::copy_from_slice(&revision.key(change));
+            [
+                Op::Delete(Keyspace::Rev, key.clone()),
+                Op::Delete(Keyspace::Index, key),
+            ]
+        });
+        self.backend.write(deletes.collect());
+        self.compactor.removed.fetch_add(removed, Ordering::Relaxed);
+    }
+
+    fn finish_compaction(&self, revision: i64, previous: i64, hash: Option<u32>) {
+        let finished = Revision::new(revision, 0).key(Change::Put);
+        self.backend.write(vec![meta(FINISHED_KEY, &finished)]);
+        if let Some(hash) = hash {
+            self.hashes.remember(HashKv {
+                hash,
+                revision,
+                compact_revision: previous,
+                hash_revision: revision,
             });
-            self.backend.write(deletes.collect());
         }
-        next
+        self.compactor.finished.send_replace(revision);
     }
 }
 
 impl Job {
-    fn new(revision: i64, previous: i64, previous_finished: bool) -> Job {
-        let phase = match previous_finished {
-            true => Phase::Keep,
-            false => Phase::Drop {
-                from: Box::default(),
-            },
-        };
+    fn new(revision: i64, previous: i64, phase: Phase) -> Job {
         Job {
             revision,
             previous,
@@ -329,13 +341,14 @@ impl Job {
             hash: None,
         }
     }
+}
 
-    /// The job from the beginning of its phase, for when a step of it fails.
-    fn restarted(&self) -> Job {
-        let hashes = matches!(self.phase, Phase::Keep | Phase::Hash { .. });
-        Job {
-            hash: self.hash,
-            ..Job::new(self.revision, self.previous, hashes)
+impl Phase {
+    /// The phase that removes, at its beginning.
+    fn remove() -> Phase {
+        Phase::Drop {
+            next: Some(Box::default()),
+            pending: VecDeque::new(),
         }
     }
 }

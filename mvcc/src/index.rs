@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::ops::ControlFlow;
 
-use crate::key_index::KeyIndex;
+use crate::key_index::{Dropped, KeyIndex};
 use crate::revision::{Change, Revision};
 
 /// All keys that have a revision.
@@ -34,9 +34,6 @@ pub(crate) struct Span<'a> {
     pub(crate) start: &'a [u8],
     pub(crate) end: Option<&'a [u8]>,
 }
-
-/// A revision that a compaction dropped from the index.
-pub(crate) type Dropped = (Revision, Change);
 
 const LEAF_KEYS_MAX: usize = 128;
 /// A leaf that compaction leaves with fewer is joined to the one before it.
@@ -220,13 +217,13 @@ impl Index {
 
     /// Compacts the keys from `from` on, whole leaves at a time, until about `keys_max` were looked at.
     ///
-    /// Calls `dropped` with what left the index. Returns where to go on; `None` when the last key is done.
+    /// Hands over in `dropped` what left the index. Returns where to go on; `None` when the last key is done.
     pub(crate) fn compact(
         &mut self,
         from: &[u8],
         at: i64,
         keys_max: usize,
-        mut dropped: impl FnMut(Dropped),
+        dropped: &mut Vec<Dropped>,
     ) -> Option<Box<[u8]>> {
         let first = self
             .leaves
@@ -249,9 +246,7 @@ impl Index {
             let before = leaf.heap_bytes();
             leaf.entries.retain_mut(|entry| {
                 let heap_before = entry.revisions.heap_bytes();
-                let stays = entry
-                    .revisions
-                    .compact(at, |revision, change| dropped((revision, change)));
+                let stays = entry.revisions.compact(at, dropped);
                 match stays {
                     true => {
                         self.heap_bytes =

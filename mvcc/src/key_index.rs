@@ -60,6 +60,10 @@ pub(crate) struct History {
     newest: usize,
 }
 
+/// Revisions that a compaction took from one key, in order.
+#[derive(Debug)]
+pub(crate) struct Dropped(Vec<Entry>);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     main: i64,
@@ -198,10 +202,11 @@ impl KeyIndex {
         }
     }
 
-    /// Drops what no read at `at` or later can see, and calls `dropped` with each such revision.
+    /// Drops what no read at `at` or later can see, and hands it over in `dropped`.
     ///
-    /// Returns `false` if nothing is left, and the key must leave the index.
-    pub(crate) fn compact(&mut self, at: i64, mut dropped: impl FnMut(Revision, Change)) -> bool {
+    /// Returns `false` if nothing is left, and the key must leave the index. Costs what is *kept*: however much a
+    /// compaction drops of a key, the caller's lock is held for a moment only.
+    pub(crate) fn compact(&mut self, at: i64, dropped: &mut Vec<Dropped>) -> bool {
         let KeyIndex::Many(history) = self else {
             return true;
         };
@@ -213,10 +218,8 @@ impl KeyIndex {
             Change::Tombstone if last.main < at => position + 1,
             Change::Put | Change::Tombstone => position,
         };
-        for entry in &history.revisions[..keep_from] {
-            dropped(entry.revision(), entry.change);
-        }
         if keep_from == history.revisions.len() {
+            dropped.push(Dropped(std::mem::take(&mut history.revisions)));
             return false;
         }
         if keep_from > 0 {
@@ -224,10 +227,8 @@ impl KeyIndex {
             history.created = first.created;
             history.version = first.version;
             history.newest = history.newest.saturating_sub(keep_from);
-            history.revisions.drain(..keep_from);
-            if history.revisions.capacity() > 2 * history.revisions.len() + 2 {
-                history.revisions.shrink_to_fit();
-            }
+            let kept = history.revisions.split_off(keep_from);
+            dropped.push(Dropped(std::mem::replace(&mut history.revisions, kept)));
         }
         if let [only] = history.revisions[..]
             && only.change == Change::Put
@@ -334,6 +335,12 @@ impl KeyIndex {
             KeyIndex::Many(history) => history,
             KeyIndex::One { .. } => unreachable!("was just made the long form"),
         }
+    }
+}
+
+impl Dropped {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Revision, Change)> {
+        self.0.iter().map(|entry| (entry.revision(), entry.change))
     }
 }
 

@@ -1,8 +1,8 @@
 //! The store: what ties index, engine, leases and watchers together, and the two revisions that all reads rest on.
 //!
 //! One writer (the apply loop) and any number of readers. Invariants:
-//! - the index holds no revision above the current one while its lock is free: a commit adds a transaction's changes and
-//!   publishes its revision under one hold of the write lock, so no reader sees half a transaction;
+//! - a reader pins the current revision (or an older one) and sees nothing above it. The index may hold more: a commit adds
+//!   the changes of a transaction first, slice by slice, and publishes its revision last, so no reader sees half of it;
 //! - whatever the index names is in the buffer or the engine before the index names it;
 //! - watchers hear of a revision after readers can see it;
 //! - the compacted revision is raised, durably with the entry that asks for it, before anything is dropped.
@@ -118,7 +118,7 @@ pub struct Store {
     pub(crate) writer: Mutex<()>,
     pub(crate) compactor: Compactor,
     pub(crate) hashes: CompactionHashes,
-    /// Written with the index lock held for writing.
+    /// Written by the writer alone.
     current: AtomicI64,
     compacted: AtomicI64,
     term: AtomicU64,
@@ -219,7 +219,7 @@ impl Store {
         });
     }
 
-    /// Makes `revision` the newest one; the caller holds the index lock for writing.
+    /// Makes `revision`, whose changes the index has, the newest one.
     pub(crate) fn publish_revision(&self, revision: i64) {
         let current = self.revision();
         assert!(

@@ -1,8 +1,9 @@
 //! One transaction of the writer: all its changes have one main revision, and their order is their sub revision.
 //!
-//! Changes are gathered beside the store and read back by the transaction alone. A commit hands them to the backend in one
-//! batch together with the applied mark, adds them to the index and publishes the revision under one hold of the index
-//! lock, and tells the watchers last. Dropping the transaction leaves no trace. One that changes no key bumps no revision.
+//! Changes are gathered beside the store and read back by the transaction alone. A commit hands them to the backend in
+//! one batch together with the applied mark, adds them to the index, then publishes the revision, and tells the watchers
+//! last. Readers pin a published revision, so what the index holds above it does not exist for them. Dropping the
+//! transaction leaves no trace. One that changes no key bumps no revision.
 //!
 //! Source: etcd 3.7 mvcc, write transactions; semantics of put, delete and nested reads in the API documentation.
 
@@ -85,6 +86,7 @@ pub struct Committed {
 
 /// One change that is not committed.
 struct Staged {
+    revision: Revision,
     key: Bytes,
     change: Change,
     stored: Stored,
@@ -146,6 +148,7 @@ impl WriteTxn<'_> {
         };
         let stored = Stored::put(revision, put);
         self.stage(Staged {
+            revision,
             key,
             change: Change::Put,
             stored,
@@ -171,8 +174,10 @@ impl WriteTxn<'_> {
                 Some(position) => self.changes[*position].before,
                 None => Some(hit.state.modified),
             };
-            let stored = Stored::tombstone(self.next_change(), &hit.key);
+            let revision = self.next_change();
+            let stored = Stored::tombstone(revision, &hit.key);
             self.stage(Staged {
+                revision,
                 key: hit.key,
                 change: Change::Tombstone,
                 stored,
@@ -295,17 +300,13 @@ impl WriteTxn<'_> {
             store.events_of(&changes, |key| capture.wants(key)),
         );
         store.backend.write(ops);
-        {
+        for slice in changes.chunks(SLICE_KEYS) {
             let mut index = store.index.write();
-            for staged in &changes {
-                index.apply(
-                    &staged.key,
-                    Revision::new(revision, staged.sub()),
-                    staged.change,
-                );
+            for staged in slice {
+                index.apply(&staged.key, staged.revision, staged.change);
             }
-            store.publish_revision(revision);
         }
+        store.publish_revision(revision);
         let last = newest.values().map(|position| &changes[*position]);
         store.cache.update(
             last.clone().filter_map(|staged| staged.before),
@@ -450,15 +451,6 @@ impl WriteTxn<'_> {
     }
 }
 
-impl Staged {
-    fn sub(&self) -> i64 {
-        match Revision::decode(&self.stored.revision_key) {
-            Some((revision, _)) => revision.sub,
-            None => unreachable!("a staged change has a revision key"),
-        }
-    }
-}
-
 impl Store {
     /// The events of one transaction that somebody wants, each with the value before it if that is wanted.
     fn events_of(&self, changes: &[Staged], wants: impl Fn(&[u8]) -> Interest) -> Vec<Event> {
@@ -473,10 +465,9 @@ impl Store {
                 (Interest::EventsWithPrev, Some(before)) if !is_create => self.prev_kv(before),
                 _ => None,
             };
-            let main = self.revision() + 1;
             events.push(match staged.change {
                 Change::Put => put_event(own_kv(staged), prev),
-                Change::Tombstone => delete_event(own_kv(staged).key, main, prev),
+                Change::Tombstone => delete_event(own_kv(staged).key, staged.revision.main, prev),
             });
         }
         events

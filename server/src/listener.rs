@@ -149,7 +149,7 @@ pub(crate) async fn accept(
                 let connection = Connection {
                     socket,
                     tls: tls.clone(),
-                    dispatch: dispatch.clone(),
+                    dispatch: dispatch.for_connection(),
                 };
                 threads.serve(connection).await;
             }

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::apply::Response;
+use crate::metrics::Metrics;
 use crate::wait::Wait;
 use crate::{Error, Result};
 
@@ -31,6 +32,7 @@ pub(crate) struct Proposer {
     member_id: u64,
     request_bytes_max: u64,
     timeout: Duration,
+    metrics: Arc<Metrics>,
     bytes_in_flight: Arc<Semaphore>,
 }
 
@@ -43,6 +45,7 @@ impl Proposer {
         member_id: u64,
         request_bytes_max: u64,
         timeout: Duration,
+        metrics: Arc<Metrics>,
     ) -> Proposer {
         let bytes_in_flight = Arc::new(Semaphore::new(BYTES_IN_FLIGHT_MAX));
         Proposer {
@@ -52,6 +55,7 @@ impl Proposer {
             member_id,
             request_bytes_max,
             timeout,
+            metrics,
             bytes_in_flight,
         }
     }
@@ -61,6 +65,7 @@ impl Proposer {
     /// Dropping the future forgets the result, not the request.
     pub(crate) async fn propose(&self, body: Body) -> Result<Response> {
         self.check_backlog(&body)?;
+        let _pending = Pending::new(&self.metrics);
         let deadline = Instant::now() + self.timeout;
         let mut command = Command {
             origin: self.member_id,
@@ -90,7 +95,10 @@ impl Proposer {
                         .map_err(|_| Error::Timeout)?;
                 }
                 Ok(outcome) => return outcome,
-                Err(_) => return Err(Error::Timeout),
+                Err(_) => {
+                    self.metrics.server.proposals_failed.inc();
+                    return Err(Error::Timeout);
+                }
             }
         }
     }
@@ -139,6 +147,22 @@ impl Proposer {
         let mut status = self.node.watch_status();
         // An error means the node is gone; the next proposal says so.
         let _ = status.wait_for(|s| s.leader.is_some()).await;
+    }
+}
+
+/// Counts a proposal as pending while it lives.
+struct Pending<'a>(&'a Metrics);
+
+impl Pending<'_> {
+    fn new(metrics: &Metrics) -> Pending<'_> {
+        metrics.server.proposals_pending.inc();
+        Pending(metrics)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.server.proposals_pending.dec();
     }
 }
 

@@ -39,6 +39,8 @@ const WAL_FORMAT: u32 = 1;
 const STORE_FORMAT: u32 = 1;
 /// Raft core, apply and replication share these threads.
 const RAFT_THREADS: usize = 1;
+/// An fsync of the log that takes longer is worth a warning. Source: etcd v3.7.
+const SLOW_FSYNC: Duration = Duration::from_secs(1);
 /// Calls under way may take this long when the member stops.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -89,6 +91,7 @@ impl Server {
         })?;
         let (wal, recovered) = open_wal(&folder, identity)?;
         exit_on_failure(&wal, &backend);
+        observe_disk(&metrics, &wal, &backend);
         let gate = wal.clone();
         backend.set_commit_gate(move |index| wait_flushed(&gate, index));
 
@@ -119,7 +122,9 @@ impl Server {
             let starting = async move {
                 Node::start(raft_config, wal, recovered, Box::new(applier), peers).await
             };
-            raft_runtime.handle.spawn(starting)
+            raft_runtime
+                .handle
+                .spawn(starting)
                 .await?
                 .context("cannot start raft")?
         };
@@ -137,7 +142,9 @@ impl Server {
             identity.member_id,
             config.max_request_bytes,
             config.request_timeout(),
+            metrics.clone(),
         );
+        tokio::spawn(count_leader_changes(node.watch_status(), metrics.clone()));
         let stopping = CancellationToken::new();
         let member = Member::new(member::Parts {
             id: identity.member_id,
@@ -257,7 +264,10 @@ impl RaftRuntime {
             .enable_all()
             .build()?;
         let handle = runtime.handle().clone();
-        Ok(RaftRuntime { handle, runtime: Some(runtime) })
+        Ok(RaftRuntime {
+            handle,
+            runtime: Some(runtime),
+        })
     }
 }
 
@@ -507,6 +517,46 @@ async fn publish(member: &Member) -> Result<()> {
 fn exit_on_failure(wal: &Wal, backend: &Backend) {
     wal.set_failure_hook(Box::new(|error| exit("the log failed", error)));
     backend.set_failure_hook(|error| exit("the database failed", error));
+}
+
+/// Counts each leader that this member comes to know; ends with the node.
+async fn count_leader_changes(
+    mut status: tokio::sync::watch::Receiver<kv_raft::Status>,
+    metrics: Arc<Metrics>,
+) {
+    let mut known = None;
+    loop {
+        let leader = status.borrow_and_update().leader;
+        if leader.is_some() && leader != known {
+            metrics.server.leader_changes_seen.inc();
+            known = leader;
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Counts what the disk threads do.
+fn observe_disk(metrics: &Arc<Metrics>, wal: &Wal, backend: &Backend) {
+    let disk = metrics.clone();
+    wal.set_fsync_observer(Box::new(move |took, batch| {
+        disk.disk.wal_fsync_duration.observe(took.as_secs_f64());
+        disk.disk.wal_write_bytes.add(batch.bytes as i64);
+        if took > SLOW_FSYNC {
+            tracing::warn!(
+                took_ms = took.as_millis() as u64,
+                records = batch.records,
+                "slow fsync of the log"
+            );
+        }
+    }));
+    let disk = metrics.clone();
+    backend.set_commit_observer(move |commit| {
+        disk.disk
+            .backend_commit_duration
+            .observe(commit.took.as_secs_f64());
+    });
 }
 
 fn exit(what: &'static str, error: &dyn std::fmt::Display) {

@@ -72,17 +72,13 @@ fn apply(index: &mut Index, model: &mut Model<Vec<u8>, KeyIndex>, step: Step, ma
         Step::Compact(back, keys) => {
             let (mut dropped, mut expected) = (Vec::new(), Vec::new());
             let mut from: Box<[u8]> = Box::default();
-            while let Some(next) =
-                index.compact(&from, main - back, keys, |revision| dropped.push(revision))
-            {
+            while let Some(next) = index.compact(&from, main - back, keys, &mut dropped) {
                 from = next;
             }
-            model.retain(|_, revisions| {
-                revisions.compact(main - back, |revision, change| {
-                    expected.push((revision, change))
-                })
-            });
-            assert_eq!(dropped, expected);
+            model.retain(|_, revisions| revisions.compact(main - back, &mut expected));
+            let flat =
+                |dropped: &[Dropped]| dropped.iter().flat_map(Dropped::iter).collect::<Vec<_>>();
+            assert_eq!(flat(&dropped), flat(&expected));
         }
     }
 }

@@ -18,7 +18,7 @@
 //! Source: etcd 3.7, watch server and watchable store, as clients see them.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -167,6 +167,9 @@ struct StreamState {
     /// Watchers by range; the watchers of a slot by id.
     index: RangeIndex<BTreeMap<i64, Watcher>>,
     slots: HashMap<i64, Slot>,
+    /// Watchers that were canceled because their revisions are compacted. As with etcd, an id stays taken, and the
+    /// stream unsynced, until the client cancels it too.
+    compacted: HashSet<i64>,
     next_id: i64,
     serials: u64,
     /// Responses made and not yet taken.
@@ -221,6 +224,7 @@ impl WatchStream {
             behind: VecDeque::new(),
             reading: Reading::None,
             progress_targets: VecDeque::new(),
+            compacted: HashSet::new(),
             tick_due: false,
             tick_at: Instant::now() + options.progress_interval,
             progress_watchers: 0,
@@ -261,7 +265,7 @@ impl WatchStream {
     pub fn cancel(&self, id: i64) {
         let revision = self.shared.history.current();
         let mut state = self.shared.state.lock();
-        if self.shared.remove(&mut state, id) {
+        if self.shared.remove(&mut state, id) || state.compacted.remove(&id) {
             state.ready.push_back(WatchOutput {
                 watch_id: id,
                 revision,
@@ -276,11 +280,12 @@ impl WatchStream {
     /// Asks for one response that says how far the whole stream is.
     ///
     /// It is given as soon as all events up to the present revision were, and not at all if a watcher is
-    /// behind, starts in the future, or there is none: the client asks again.
+    /// behind, starts in the future, was canceled for compaction and is not yet let go of, or there is none: the
+    /// client asks again.
     pub fn request_progress(&self) {
         let current = self.shared.history.current();
         let mut state = self.shared.state.lock();
-        if state.progress_targets.len() < PROGRESS_REQUESTS_MAX {
+        if state.compacted.is_empty() && state.progress_targets.len() < PROGRESS_REQUESTS_MAX {
             state.progress_targets.push_back(current);
         }
         drop(state);
@@ -380,15 +385,15 @@ impl Shared {
         visible: i64,
         compacted: i64,
     ) -> Option<i64> {
-        if create.range.is_empty() {
-            state.refuse(EMPTY_RANGE.into(), visible);
-            return None;
-        }
         if create.start_revision < 0 {
             state.refuse(COMPACTED.into(), visible);
             return None;
         }
-        if create.watch_id != 0 && state.slots.contains_key(&create.watch_id) {
+        if create.range.is_empty() {
+            state.refuse(EMPTY_RANGE.into(), visible);
+            return None;
+        }
+        if create.watch_id != 0 && state.is_taken(create.watch_id) {
             state.refuse(DUPLICATE_ID.into(), visible);
             return None;
         }
@@ -399,7 +404,7 @@ impl Shared {
         };
         if create.start_revision != 0 && create.start_revision < compacted {
             state.ready.push_back(created(id, visible));
-            state.ready.push_back(compacted_away(id, compacted));
+            state.cancel_compacted(id, compacted);
             return None;
         }
         let form = Form {
@@ -631,7 +636,7 @@ impl Shared {
                     match state.watcher(member) {
                         Some(watcher) if watcher.cursor.next < compacted => {
                             self.remove(state, member.id);
-                            state.ready.push_back(compacted_away(member.id, compacted));
+                            state.cancel_compacted(member.id, compacted);
                         }
                         Some(_) => state.behind.push_back(member),
                         None => {}
@@ -662,8 +667,23 @@ impl StreamState {
         true
     }
 
+    fn is_taken(&self, id: i64) -> bool {
+        self.slots.contains_key(&id) || self.compacted.contains(&id)
+    }
+
+    /// Tells the client that the revisions of a watcher are gone.
+    fn cancel_compacted(&mut self, id: i64, compacted: i64) {
+        self.compacted.insert(id);
+        self.ready.push_back(WatchOutput {
+            watch_id: id,
+            canceled: true,
+            compact_revision: compacted,
+            ..WatchOutput::default()
+        });
+    }
+
     fn free_id(&mut self) -> i64 {
-        while self.slots.contains_key(&self.next_id) {
+        while self.is_taken(self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;
@@ -943,15 +963,6 @@ fn progress(id: i64, revision: i64) -> WatchOutput {
     WatchOutput {
         watch_id: id,
         revision,
-        ..WatchOutput::default()
-    }
-}
-
-fn compacted_away(id: i64, compacted: i64) -> WatchOutput {
-    WatchOutput {
-        watch_id: id,
-        canceled: true,
-        compact_revision: compacted,
         ..WatchOutput::default()
     }
 }

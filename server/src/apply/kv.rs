@@ -17,6 +17,7 @@ impl Applier {
         let outcome =
             check_put(self.store.lessor(), &txn, &request).and_then(|()| put(&mut txn, request));
         txn.commit();
+        self.metrics.mvcc.put.inc();
         outcome.map(Response::Put)
     }
 
@@ -24,6 +25,7 @@ impl Applier {
         let mut txn = self.store.write(self.mark(extra));
         let outcome = delete_range(&mut txn, request);
         txn.commit();
+        self.metrics.mvcc.delete.inc();
         outcome.map(Response::DeleteRange)
     }
 
@@ -57,7 +59,10 @@ pub(super) fn put(txn: &mut WriteTxn<'_>, request: PutRequest) -> Result<PutResp
         let previous = txn.range(&query)?.kvs.pop();
         // An earlier operation of the transaction may have deleted the key (a delete up to the end of the keyspace is not
         // seen by the duplicate check): then there is no value to keep.
-        let value = previous.as_ref().map(|p| p.value.clone()).unwrap_or_default();
+        let value = previous
+            .as_ref()
+            .map(|p| p.value.clone())
+            .unwrap_or_default();
         txn.put(request.key, &value, lease, Prev::Skip)?;
         previous.filter(|_| request.prev_kv)
     } else {

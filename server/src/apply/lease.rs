@@ -28,6 +28,8 @@ impl Applier {
         }
         self.store.write(self.mark(extra)).commit();
         let ttl = granted?.ttl_secs;
+        self.metrics.debugging.leases_granted.inc();
+        self.metrics.debugging.lease_ttl_secs.observe(ttl as f64);
         let header = header(self.store.revision());
         Ok(Response::LeaseGrant(LeaseGrantResponse {
             header,
@@ -59,6 +61,7 @@ impl Applier {
         txn.commit();
         deleted?;
         revoked?;
+        self.metrics.debugging.leases_revoked.inc();
         let header = header(self.store.revision());
         Ok(Response::LeaseRevoke(LeaseRevokeResponse { header }))
     }

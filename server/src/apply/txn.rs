@@ -32,6 +32,7 @@ impl Applier {
             request,
         );
         txn.commit();
+        self.metrics.mvcc.txn.inc();
         outcome.map(Response::Txn)
     }
 }

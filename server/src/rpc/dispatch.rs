@@ -6,11 +6,14 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use ::http::header::CONTENT_TYPE;
+use ::http::{HeaderMap, HeaderValue, Request, Response};
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame};
 use hyper::body::Incoming;
 use kv_proto::etcdserverpb::auth_server::AuthServer;
 use kv_proto::etcdserverpb::cluster_server::ClusterServer;
@@ -19,6 +22,7 @@ use kv_proto::etcdserverpb::lease_server::LeaseServer;
 use kv_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use kv_proto::etcdserverpb::watch_server::WatchServer;
 use kv_proto::health::health_server::HealthServer;
+use prometheus::IntCounter;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
@@ -34,15 +38,34 @@ use super::watch::WatchService;
 use crate::Error;
 use crate::http::{Front, Listener, Pages};
 use crate::member::Member;
+use crate::metrics::MethodMetrics;
+
+/// The services that [`Services`] has.
+const SERVICES: [&str; 7] = [
+    "etcdserverpb.KV",
+    "etcdserverpb.Watch",
+    "etcdserverpb.Lease",
+    "etcdserverpb.Cluster",
+    "etcdserverpb.Maintenance",
+    "etcdserverpb.Auth",
+    "grpc.health.v1.Health",
+];
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-/// The services of one listener; a clone per connection.
+/// The services behind one listener.
 #[derive(Clone)]
 pub(crate) struct Dispatch {
+    services: Arc<Services>,
+    offers: Offers,
+    /// The client API version that this connection sends, with its counters; one connection seldom sends two.
+    version: Arc<OnceLock<ClientVersion>>,
+}
+
+/// All services of the member.
+struct Services {
     member: Arc<Member>,
     pages: Arc<Pages<Member>>,
-    offers: Offers,
     kv: KvServer<KvService>,
     watch: WatchServer<WatchService>,
     lease: LeaseServer<LeaseService>,
@@ -50,6 +73,13 @@ pub(crate) struct Dispatch {
     maintenance: MaintenanceServer<MaintenanceService>,
     auth: AuthServer<AuthService>,
     health: HealthServer<HealthService>,
+}
+
+/// Counters of one client API version.
+struct ClientVersion {
+    version: HeaderValue,
+    unary: IntCounter,
+    stream: IntCounter,
 }
 
 /// What a listener serves.
@@ -76,25 +106,24 @@ impl Dispatch {
                     .max_encoding_message_size(i32::MAX as usize)
             };
         }
-        let pages = Pages::new(
-            member.clone(),
-            member.metrics.clone(),
-            Front::new(&member.config),
-        );
-        Dispatch {
+        let front = Front::new(&member.config);
+        let pages = Pages::new(member.clone(), member.metrics.clone(), front);
+        let lease = LeaseService::new(member.clone(), first_lease_id);
+        let services = Services {
             kv: serve!(KvServer, KvService(member.clone())),
             watch: serve!(WatchServer, WatchService(member.clone())),
-            lease: serve!(
-                LeaseServer,
-                LeaseService::new(member.clone(), first_lease_id)
-            ),
+            lease: serve!(LeaseServer, lease),
             cluster: serve!(ClusterServer, ClusterService(member.clone())),
             maintenance: serve!(MaintenanceServer, MaintenanceService(member.clone())),
             auth: serve!(AuthServer, AuthService(member.clone())),
             health: serve!(HealthServer, HealthService(member.clone())),
-            member,
             pages: Arc::new(pages),
+            member,
+        };
+        Dispatch {
+            services: Arc::new(services),
             offers: Offers::Grpc,
+            version: Arc::default(),
         }
     }
 
@@ -106,28 +135,48 @@ impl Dispatch {
         }
     }
 
-    fn grpc(&mut self, request: Request<Incoming>) -> Answer {
+    /// The same services for another connection.
+    pub(crate) fn for_connection(&self) -> Dispatch {
+        Dispatch {
+            version: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    fn grpc(&self, request: Request<Incoming>) -> Answer {
+        let services = self.services.clone();
         if let Err(error) = self.admit(request.headers()) {
             return ready(Status::from(error));
         }
-        let timeout = grpc_timeout(request.headers());
         let path = request.uri().path();
-        let (service, method) = path
+        let (service, name) = path
             .strip_prefix('/')
             .and_then(|p| p.split_once('/'))
             .unwrap_or((path, ""));
-        let method = method.to_owned();
-        let (name, answer): (&'static str, Answer) = match service {
-            "etcdserverpb.KV" => ("etcdserverpb.KV", self.kv.call(request)),
-            "etcdserverpb.Watch" => ("etcdserverpb.Watch", self.watch.call(request)),
-            "etcdserverpb.Lease" => ("etcdserverpb.Lease", self.lease.call(request)),
-            "etcdserverpb.Cluster" => ("etcdserverpb.Cluster", self.cluster.call(request)),
-            "etcdserverpb.Maintenance" => {
-                ("etcdserverpb.Maintenance", self.maintenance.call(request))
-            }
-            "etcdserverpb.Auth" => ("etcdserverpb.Auth", self.auth.call(request)),
-            "grpc.health.v1.Health" => ("grpc.health.v1.Health", self.health.call(request)),
-            other => return ready(Status::unimplemented(format!("unknown service {other}"))),
+        if !SERVICES.contains(&service) {
+            return ready(Status::unimplemented(format!("unknown service {service}")));
+        }
+        let Some(method) = services.member.metrics.grpc.method(path) else {
+            let text = format!("unknown method {name} for service {service}");
+            return ready(Status::unimplemented(text));
+        };
+        self.count_version(request.headers(), method.is_unary);
+        method.start();
+        let started = Instant::now();
+        let timeout = grpc_timeout(request.headers());
+        let call = Call {
+            services: services.clone(),
+            path: path.to_owned(),
+            started,
+        };
+        let answer: Answer = match service {
+            "etcdserverpb.KV" => services.kv.clone().call(request),
+            "etcdserverpb.Watch" => services.watch.clone().call(request),
+            "etcdserverpb.Lease" => services.lease.clone().call(request),
+            "etcdserverpb.Cluster" => services.cluster.clone().call(request),
+            "etcdserverpb.Maintenance" => services.maintenance.clone().call(request),
+            "etcdserverpb.Auth" => services.auth.clone().call(request),
+            _ => services.health.clone().call(request),
         };
         Box::pin(async move {
             let response = match timeout {
@@ -137,14 +186,39 @@ impl Dispatch {
                     Err(_) => Status::from(Error::DeadlineExceeded).into_http(),
                 },
             };
-            Ok(in_grpc_gos_words(response, name, &method))
+            Ok(call.counted(in_grpc_gos_words(response)))
         })
     }
 
+    /// Counts a request under the API version its client announces.
+    fn count_version(&self, headers: &HeaderMap, is_unary: bool) {
+        let requests = &self.services.member.metrics.server.client_requests;
+        let version = headers.get("client-api-version");
+        let known = self.version.get_or_init(|| {
+            let text = version.map_or("unknown", |v| v.to_str().unwrap_or("unknown"));
+            ClientVersion {
+                version: version
+                    .cloned()
+                    .unwrap_or(HeaderValue::from_static("unknown")),
+                unary: requests.with_label_values(&["unary", text]),
+                stream: requests.with_label_values(&["stream", text]),
+            }
+        });
+        let kind = if is_unary { "unary" } else { "stream" };
+        match version {
+            Some(version) if *version != known.version => {
+                let text = version.to_str().unwrap_or("unknown");
+                requests.with_label_values(&[kind, text]).inc();
+            }
+            _ if is_unary => known.unary.inc(),
+            _ => known.stream.inc(),
+        }
+    }
+
     fn page(&self, listener: Listener, request: Request<Incoming>) -> Answer {
-        let pages = self.pages.clone();
+        let pages = self.services.pages.clone();
         if request.uri().path() == "/metrics" {
-            self.member.refresh_gauges();
+            self.services.member.refresh_gauges();
         }
         Box::pin(async move {
             let (head, _) = request.into_parts();
@@ -162,7 +236,7 @@ impl Dispatch {
         let needs_leader = headers
             .get("hasleader")
             .is_some_and(|v| v.as_bytes() == b"true");
-        if needs_leader && !self.member.has_leader() {
+        if needs_leader && !self.services.member.has_leader() {
             return Err(Error::NoLeader);
         }
         Ok(())
@@ -180,7 +254,7 @@ impl hyper::service::Service<Request<Incoming>> for Dispatch {
             .get(CONTENT_TYPE)
             .is_some_and(is_grpc_content_type);
         match self.offers {
-            Offers::All(_) | Offers::Grpc if is_grpc => self.clone().grpc(request),
+            Offers::All(_) | Offers::Grpc if is_grpc => self.grpc(request),
             Offers::All(listener) | Offers::Pages(listener) => self.page(listener, request),
             Offers::Grpc => ready(Status::internal(
                 "kvd: this port speaks gRPC only; HTTP is on --listen-client-http-urls",
@@ -213,23 +287,93 @@ fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
-/// Replaces what the generated code and tonic answer by themselves.
-fn in_grpc_gos_words(response: Response<Body>, service: &str, method: &str) -> Response<Body> {
-    let Some(code) = response.headers().get("grpc-status") else {
+/// Replaces what tonic answers by itself.
+fn in_grpc_gos_words(response: Response<Body>) -> Response<Body> {
+    if !response.headers().contains_key("grpc-status") {
         return response;
-    };
-    let has_text = response.headers().contains_key("grpc-message");
-    match Code::from_bytes(code.as_bytes()) {
-        Code::Unimplemented if !has_text => {
-            Status::unimplemented(format!("unknown method {method} for service {service}"))
-                .into_http()
-        }
-        Code::OutOfRange => match Status::from_header_map(response.headers()) {
-            Some(status) => with_grpc_go_texts(status).into_http(),
-            None => response,
-        },
+    }
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == Code::OutOfRange => with_grpc_go_texts(status).into_http(),
         _ => response,
     }
+}
+
+/// A call under way, to be counted when it ends.
+struct Call {
+    services: Arc<Services>,
+    path: String,
+    started: Instant,
+}
+
+impl Call {
+    /// Counts the call now if its status is known, else when the body ends.
+    fn counted(self, response: Response<Body>) -> Response<Body> {
+        let code = status_code(response.headers());
+        let is_unary = self.method().is_some_and(|method| method.is_unary);
+        if code.is_some() || is_unary {
+            self.finish(code.unwrap_or(Code::Ok));
+            return response;
+        }
+        response.map(|body| {
+            Body::new(Counted {
+                body,
+                call: Some(self),
+            })
+        })
+    }
+
+    fn method(&self) -> Option<&MethodMetrics> {
+        self.services.member.metrics.grpc.method(&self.path)
+    }
+
+    fn finish(&self, code: Code) {
+        if let Some(method) = self.method() {
+            method.finish(code as i32, self.started.elapsed());
+        }
+    }
+}
+
+/// A stream's body, which says how the call ended in its trailers, or not at all if the client went away.
+struct Counted {
+    body: Body,
+    call: Option<Call>,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+            && let Some(call) = self.call.take()
+        {
+            call.finish(status_code(trailers).unwrap_or(Code::Unknown));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take() {
+            call.finish(Code::Cancelled);
+        }
+    }
+}
+
+fn status_code(headers: &HeaderMap) -> Option<Code> {
+    headers
+        .get("grpc-status")
+        .map(|code| Code::from_bytes(code.as_bytes()))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::Stream;
-use kv_mvcc::{RangeAnswer, RangeChunk, RangeEnd, RangeStream};
+use kv_mvcc::{RangeAnswer, RangeChunk, RangeEnd, RangeQuery, RangeStream};
 use kv_proto::command::Body;
 use kv_proto::etcdserverpb::kv_server::Kv;
 use kv_proto::etcdserverpb::request_op::Request as Op;
@@ -13,6 +13,7 @@ use kv_proto::etcdserverpb::{
     PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, ResponseHeader,
     TxnRequest, TxnResponse,
 };
+use kv_proto::key_range::KeyRange;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -23,6 +24,8 @@ use crate::{Error, Result};
 
 /// Chunks of a RangeStream that may be ready before the client takes one.
 const CHUNKS_AHEAD: usize = 2;
+/// A range of at most so many keys may be walked on the connection's thread.
+const SMALL_RANGE_KEYS: i64 = 1000;
 /// Keys of the first chunk of a RangeStream.
 const FIRST_CHUNK_KEYS: usize = 10;
 
@@ -37,13 +40,23 @@ impl KvService {
             member.reads.linearizable().await?;
         }
         let query = range_query(request);
-        if member.store.needs_engine(&query) {
-            return member
-                .read_blocking(move |store| Ok(store.range(&query)?))
-                .await;
+        // Small, and in memory: answered on the connection's thread.
+        if is_small(&query)
+            && let Some(answer) = member.store.try_range(&query)?
+        {
+            return Ok(answer);
         }
-        Ok(member.store.range(&query)?)
+        member
+            .read_blocking(move |store| Ok(store.range(&query)?))
+            .await
     }
+}
+
+/// Whether a walk of the keys cannot take long.
+fn is_small(query: &RangeQuery) -> bool {
+    matches!(query.range, KeyRange::Single(_))
+        || query.count_only
+        || (1..=SMALL_RANGE_KEYS).contains(&query.limit)
 }
 
 #[tonic::async_trait]
@@ -54,6 +67,7 @@ impl Kv for KvService {
     ) -> Result<Response<RangeResponse>, Status> {
         let request = request.into_inner();
         validate::range(&request)?;
+        self.0.metrics.mvcc.range.inc();
         let RangeAnswer {
             revision,
             kvs,

@@ -62,7 +62,10 @@ async fn renew(member: &Member, id: i64) -> Result<i64> {
     }
     loop {
         match lessor.renew(id, member.started.elapsed()) {
-            Renewal::Renewed { ttl_secs, .. } => return Ok(ttl_secs),
+            Renewal::Renewed { ttl_secs, .. } => {
+                member.metrics.debugging.leases_renewed.inc();
+                return Ok(ttl_secs);
+            }
             Renewal::NotFound => return Ok(0),
             Renewal::NotPrimary => return Err(Error::NotPrimaryLessor),
             Renewal::Expired => {

@@ -354,11 +354,18 @@ func (p *pair) progress(ws *watchStream) error {
 		return slices.ContainsFunc(w.progress, func(r *pb.WatchResponse) bool { return r.Header.GetRevision() == p.revision })
 	}
 	p.requests++
+	sent := 0
 	for range int(settleWait / (250 * time.Millisecond)) {
 		p.resendWatch(ws, req)
+		sent++
 		if p.await(ws, 250*time.Millisecond, answered) {
 			break
 		}
+	}
+	if sent > 1 {
+		// A server that answered the repeated requests too must not have these answers taken for later ones.
+		time.Sleep(50 * time.Millisecond)
+		p.pump(ws)
 	}
 	var got [2]*pb.WatchResponse
 	for i, side := range ws.sides {

@@ -40,6 +40,7 @@ var harmless = []*regexp.Regexp{
 	regexp.MustCompile(`authentication handshake failed: context canceled|operation was canceled`),
 	// A client of ours gave up its request, or the apiserver ends.
 	regexp.MustCompile(`code = Canceled desc = (context canceled|grpc: the client connection is closing)`),
+	regexp.MustCompile(`failed to sync with latest state: context canceled$`),
 	// Apiservers of one host share one lease of their identity, and the one that ends deletes it.
 	regexp.MustCompile(`"Failed to update lease".*Precondition failed: UID in precondition`),
 }
