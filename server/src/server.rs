@@ -70,6 +70,9 @@ impl Server {
     /// Errors name the flag, file or address and what to do about it. Nothing of an existing folder is changed
     /// before its lock is held and its owner is known.
     pub async fn start(config: Config) -> Result<Server> {
+        if cfg!(feature = "unsafe-no-fsync") {
+            tracing::error!("built with unsafe-no-fsync: a power cut loses acknowledged writes");
+        }
         let config = Arc::new(config);
         let started = Instant::now();
         let folder = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;

@@ -17,6 +17,8 @@ pub struct KvdOptions {
     pub args: Vec<String>,
     /// Further environment variables.
     pub env: Vec<(String, String)>,
+    /// A command that starts the member, its command line following; the member keeps the process id.
+    pub wrapper: Vec<String>,
 }
 
 /// A running member; killed when dropped.
@@ -54,18 +56,23 @@ impl Kvd {
 
     /// Waits until the member accepts connections. Panics with its exit status if it ends instead.
     pub async fn connect(&mut self) -> Channel {
-        let endpoint = Endpoint::from_shared(self.client_url()).expect("a loopback URL is valid");
+        self.try_connect()
+            .await
+            .unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// Waits until the member accepts connections. An error has its exit status if it ends instead.
+    pub async fn try_connect(&mut self) -> anyhow::Result<Channel> {
+        let endpoint = Endpoint::from_shared(self.client_url())?;
         let deadline = Instant::now() + START_LIMIT;
         loop {
             match endpoint.connect().await {
-                Ok(channel) => return channel,
+                Ok(channel) => return Ok(channel),
                 Err(error) => {
-                    if let Some(status) =
-                        self.child.try_wait().expect("the child can be waited for")
-                    {
-                        panic!("kvd ended with {status} before it served");
+                    if let Some(status) = self.child.try_wait()? {
+                        anyhow::bail!("kvd ended with {status} before it served");
                     }
-                    assert!(Instant::now() < deadline, "kvd does not serve: {error}");
+                    anyhow::ensure!(Instant::now() < deadline, "kvd does not serve: {error}");
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             }
@@ -87,6 +94,12 @@ impl Kvd {
             .expect("kill can be run");
         assert!(killed.success(), "kill -TERM {pid} failed");
         self.child.wait().expect("the child can be waited for")
+    }
+
+    /// Starts the member again over the same folder and ports with other options.
+    pub fn restart_with(&mut self, options: KvdOptions) {
+        self.options = options;
+        self.restart();
     }
 
     /// Starts the member again over the same folder and ports.
@@ -114,23 +127,28 @@ pub fn kvd_binary() -> PathBuf {
         return path.into();
     }
     let exe = std::env::current_exe().expect("a process has a path");
-    let target = exe
-        .ancestors()
-        .nth(2)
-        .expect("tests are in target/<profile>/deps");
-    let path = target.join("kvd");
-    assert!(
-        path.exists(),
-        "{} is missing: run `cargo build -p kv-server` or set KVD_BIN",
-        path.display()
-    );
-    path
+    // Tests are in target/<profile>/deps, programs one level up.
+    let found = exe.ancestors().skip(1).take(2).map(|dir| dir.join("kvd"));
+    let path = found.clone().find(|path| path.is_file());
+    path.unwrap_or_else(|| {
+        panic!(
+            "{:?} are missing: run `cargo build -p kv-server` or set KVD_BIN",
+            found.collect::<Vec<_>>()
+        )
+    })
 }
 
 fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions) -> Child {
     let client = format!("http://127.0.0.1:{client_port}");
     let peer = format!("http://127.0.0.1:{peer_port}");
-    let mut command = Command::new(kvd_binary());
+    let mut command = match options.wrapper.split_first() {
+        Some((program, args)) => {
+            let mut command = Command::new(program);
+            command.args(args).arg(kvd_binary());
+            command
+        }
+        None => Command::new(kvd_binary()),
+    };
     command
         .arg("--data-dir")
         .arg(data_dir)
