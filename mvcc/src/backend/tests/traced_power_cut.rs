@@ -15,7 +15,7 @@ use super::workload::{Model, Random, Values};
 use crate::backend::{Backend, EngineKind};
 
 const PAGE_BYTES: u64 = 4096;
-const ENTRIES: u64 = 150;
+const ENTRIES: u64 = 300;
 
 #[test]
 fn sled_keeps_what_was_acknowledged_before_a_power_cut() {
