@@ -1,4 +1,4 @@
-//! The sled 0.34.7 engine, used by the ten rules of design/storage.md section 5.
+//! The sled 0.34.7 engine, used so that it keeps what it was given.
 //!
 //! One tree; every key has one byte in front. Besides the keyspaces there are
 //! ```text
