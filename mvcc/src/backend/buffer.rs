@@ -7,8 +7,6 @@
 //!   ordered maps whose last value wins, and keep an older version only while a view may need it;
 //! - where a key is both in the log and in the map of its keyspace, the map's version is the newer one;
 //! - a frozen layer never changes.
-//!
-//! Source: DESIGN.md section 3 (buffer), design/storage.md section 4.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;

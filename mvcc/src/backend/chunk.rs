@@ -6,7 +6,7 @@
 //!            'K' key number(4, BE)  ->  piece of the sealed value, every piece but the last CHUNK_BYTES long
 //! ```
 //! The one checksum of the sealed value covers all pieces: a missing or foreign piece is found like a flipped bit.
-//! `key` is the engine's, that is with its keyspace in front. Source: design/storage.md section 5, rule 4.
+//! `key` is the engine's, that is with its keyspace in front.
 
 /// Longest stored value, and the length of all pieces but the last.
 pub(crate) const CHUNK_BYTES: usize = 16 << 10;

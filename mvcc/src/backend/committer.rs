@@ -108,13 +108,15 @@ pub(crate) struct Control {
     stopped: bool,
 }
 
-type Hook<T> = Option<Arc<dyn Fn(T) + Send + Sync>>;
+type Gate = dyn Fn(u64) + Send + Sync;
+type FailureHook = dyn Fn(&Error) + Send + Sync;
+type Observer = dyn Fn(&CommitReport) + Send + Sync;
 
 #[derive(Default)]
 pub(crate) struct Hooks {
-    pub(crate) gate: Hook<u64>,
-    pub(crate) failure: Option<Arc<dyn Fn(&Error) + Send + Sync>>,
-    pub(crate) observer: Option<Arc<dyn Fn(&CommitReport) + Send + Sync>>,
+    pub(crate) gate: Option<Arc<Gate>>,
+    pub(crate) failure: Option<Arc<FailureHook>>,
+    pub(crate) observer: Option<Arc<Observer>>,
 }
 
 impl Committer {

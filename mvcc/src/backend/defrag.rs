@@ -4,7 +4,7 @@
 //! was added to them since, and the keys that were deleted. The last round holds up the engine thread, not the writers, whose
 //! batches wait in the buffer: it copies the rest and the small keyspaces, commits, names the new generation in
 //! CURRENT and swaps the handles. Views opened before keep the old generation and its files alive.
-//! Source: design/storage.md sections 3.4, 5 (rule 9); DESIGN.md section 8.
+//! The engines' own ways are not used: redb's needs that nobody reads, sled has none.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;

@@ -13,7 +13,7 @@
 //! ```
 //! It is replaced by temporary name, fsync, rename, fsync of the folder, so that it always names a finished generation.
 //! A generation becomes live by being named; the one before is removed when its last reader is gone, or at the next
-//! start. Nothing that CURRENT names is ever deleted. Source: DESIGN.md section 8.
+//! start. Nothing that CURRENT names is ever deleted.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};

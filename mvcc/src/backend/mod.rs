@@ -13,7 +13,6 @@
 //!
 //! In reading order: [`engine`] is what an engine must do, [`redb`], [`sled`] and [`memory`] do it; [`buffer`], [`view`] and
 //! [`committer`] stand above; [`generation`] names the live files, [`defrag`] and [`quarantine`] replace them.
-//! Source: DESIGN.md sections 3, 5, 6, 8; design/storage.md.
 
 mod buffer;
 mod checksum;
@@ -170,7 +169,7 @@ pub enum Op {
 pub enum EngineKind {
     /// redb: the default.
     Redb,
-    /// sled 0.34.7, used by the rules of design/storage.md section 5.
+    /// sled 0.34.7, hardened: durable flushes, small batches, no blobs; slower than redb and without its snapshots.
     Sled,
     /// Nothing on disk: for tests and simulation.
     Memory,

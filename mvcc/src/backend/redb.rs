@@ -5,7 +5,7 @@
 //! a third of ordinary inserts. A reader is a read transaction: a true point in time, which keeps the pages it may see from
 //! being reused. redb does not verify what it reads; the checksum above does, and a scan here verifies that keys ascend and,
 //! over a whole keyspace, that none is missing.
-//! Source: design/storage.md, rules for redb.
+//! `check_integrity` and `compact` are not used: both want the database for themselves.
 
 use std::fs::File;
 use std::ops::{Bound, ControlFlow};

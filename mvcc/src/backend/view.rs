@@ -21,6 +21,9 @@ use crate::Result;
 /// Keys taken from a layer at a time while a scan merges it: bounds how long its lock is held.
 const SLICE_KEYS: usize = 256;
 
+/// What a scan calls for each key and value.
+type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
 /// An engine with the files that it lives in. Fields drop in this order: the files go last.
 pub(crate) struct Opened {
     pub(crate) engine: Arc<dyn Engine>,
@@ -83,7 +86,7 @@ impl View {
         keyspace: Keyspace,
         from: &[u8],
         to: Option<&[u8]>,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        each: &mut Visit<'_>,
     ) -> Result<()> {
         let mut overlay = Overlay::new(&self.layers, keyspace, from, to);
         let mut broken = false;
@@ -132,7 +135,7 @@ impl Live {
         keyspace: Keyspace,
         from: &[u8],
         to: Option<&[u8]>,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        each: &mut Visit<'_>,
     ) -> Result<()> {
         if to.is_some_and(|to| to <= from) {
             return Ok(());

@@ -11,8 +11,10 @@ use super::rounds;
 use super::workload::{Model, Random, Values, batch};
 use crate::backend::{Backend, EngineKind, Options};
 
-const DIR: &str = "KVD_TORTURE_CHILD_DIR";
-const ENGINE: &str = "KVD_TORTURE_CHILD_ENGINE";
+/// What a writer in a process of its own is told: its folder, engine, and the index to stop after.
+pub(super) const DIR: &str = "KVD_TORTURE_CHILD_DIR";
+pub(super) const ENGINE: &str = "KVD_TORTURE_CHILD_ENGINE";
+pub(super) const END: &str = "KVD_TORTURE_CHILD_END";
 
 #[test]
 fn redb_keeps_what_was_acknowledged_before_a_kill() {
@@ -90,7 +92,8 @@ fn run_and_kill(dir: &Path, engine: EngineKind, acknowledgements: u64) -> u64 {
     reader.join().unwrap()
 }
 
-fn options(engine: EngineKind) -> Options {
+/// Small caches and many commits.
+pub(super) fn options(engine: EngineKind) -> Options {
     Options {
         engine: Some(engine),
         cache_bytes: 8 << 20,
@@ -107,11 +110,12 @@ fn writer_process() {
         return;
     };
     let engine = std::env::var(ENGINE).unwrap().parse().unwrap();
-    write_until_killed(&dir, engine, u64::MAX);
+    let end = std::env::var(END).map_or(u64::MAX, |end| end.parse().unwrap());
+    write_up_to(&dir, engine, end);
 }
 
-/// Writes the workload, printing what is durable, up to `end`; every now and then the database is defragmented.
-pub(super) fn write_until_killed(dir: &Path, engine: EngineKind, end: u64) {
+/// Writes the workload, printing what is durable, up to `end`. Without an end the database is defragmented all the time.
+fn write_up_to(dir: &Path, engine: EngineKind, end: u64) {
     let backend = Backend::open(dir, options(engine)).unwrap();
     let printed = Arc::new(AtomicU64::new(0));
     backend.set_commit_observer(move |report| {

@@ -8,6 +8,7 @@ mod damage;
 mod failure;
 mod kill;
 mod power_cut;
+mod traced_power_cut;
 mod workload;
 
 /// Rounds asked for, or `default`.

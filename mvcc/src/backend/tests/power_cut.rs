@@ -191,8 +191,8 @@ fn surviving(durable: &[u8], pending: &[Pending], random: &mut Random) -> Vec<u8
     content.resize(len as usize, 0);
     // By page, how many of its writes reached the disk.
     let mut kept = std::collections::BTreeMap::new();
-    for at in 0..pending.len() {
-        if let Pending::Write { offset, data } = &pending[at] {
+    for (at, change) in pending.iter().enumerate() {
+        if let Pending::Write { offset, data } = change {
             for page in offset / PAGE_BYTES..=(offset + data.len() as u64 - 1) / PAGE_BYTES {
                 kept.entry(page).or_insert_with(Vec::new).push(at);
             }
