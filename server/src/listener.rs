@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -57,10 +57,10 @@ struct Connection {
     dispatch: Dispatch,
 }
 
-/// An accepted connection, before TLS.
+/// An accepted connection, before TLS; not registered with any runtime, so that the one that serves it also polls it.
 pub(crate) enum Socket {
-    Tcp(TcpStream),
-    Unix(tokio::net::UnixStream),
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
 }
 
 /// A bound listening socket.
@@ -168,9 +168,9 @@ impl Listener {
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok(Socket::Tcp(stream))
+                Ok(Socket::Tcp(stream.into_std()?))
             }
-            Listener::Unix(listener) => Ok(Socket::Unix(listener.accept().await?.0)),
+            Listener::Unix(listener) => Ok(Socket::Unix(listener.accept().await?.0.into_std()?)),
         }
     }
 
@@ -246,17 +246,45 @@ async fn serve_connection(
         tls,
         dispatch,
     } = connection;
-    match (socket, tls) {
-        (Socket::Tcp(stream), None) => serve_io(stream, dispatch, settings, stop).await,
-        (Socket::Unix(stream), None) => serve_io(stream, dispatch, settings, stop).await,
-        (Socket::Tcp(stream), Some(tls)) => match tls.accept(stream).await {
-            Ok(stream) => serve_io(stream, dispatch, settings, stop).await,
-            Err(error) => tracing::debug!(%error, "TLS handshake failed"),
-        },
-        (Socket::Unix(stream), Some(tls)) => match tls.accept(stream).await {
-            Ok(stream) => serve_io(stream, dispatch, settings, stop).await,
-            Err(error) => tracing::debug!(%error, "TLS handshake failed"),
-        },
+    let registered = match socket {
+        Socket::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
+        Socket::Unix(stream) => UnixStream::from_std(stream).map(Stream::Unix),
+    };
+    let stream = match registered {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, "could not serve a connection");
+            return;
+        }
+    };
+    match (stream, tls) {
+        (Stream::Tcp(stream), None) => serve_io(stream, dispatch, settings, stop).await,
+        (Stream::Unix(stream), None) => serve_io(stream, dispatch, settings, stop).await,
+        (Stream::Tcp(stream), Some(tls)) => serve_tls(stream, &tls, dispatch, settings, stop).await,
+        (Stream::Unix(stream), Some(tls)) => {
+            serve_tls(stream, &tls, dispatch, settings, stop).await
+        }
+    }
+}
+
+/// A connection that the serving thread polls.
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+async fn serve_tls<S>(
+    stream: S,
+    tls: &Arc<TlsAcceptor>,
+    dispatch: Dispatch,
+    settings: Http2Settings,
+    stop: CancellationToken,
+) where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    match tls.accept(stream).await {
+        Ok(stream) => serve_io(stream, dispatch, settings, stop).await,
+        Err(error) => tracing::debug!(%error, "TLS handshake failed"),
     }
 }
 

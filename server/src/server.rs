@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::propose::Proposer;
 use crate::rpc::{Dispatch, Offers};
 use crate::tls::TlsAcceptor;
-use crate::wait::Wait;
+use crate::wait::{self, Wait};
 use crate::{clock, lease_expiry};
 
 /// Formats this build writes, recorded in the folder's meta file.
@@ -158,7 +158,9 @@ impl Server {
             stopping,
             started,
         });
-        tokio::spawn(wait.clone().dispatch(0));
+        // The RPC threads take the shards from 0 on.
+        Wait::use_shard(wait::OWN_SHARD);
+        tokio::spawn(wait.clone().dispatch(wait::OWN_SHARD));
         publish(&member).await?;
         let lease_expiry = tokio::spawn(lease_expiry::run(member.clone()));
 
@@ -167,7 +169,9 @@ impl Server {
             keepalive_interval: config.grpc_keepalive_interval,
             keepalive_timeout: config.grpc_keepalive_timeout,
         };
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let cores = std::thread::available_parallelism()
+            .map_or(1, |n| n.get())
+            .min(wait::RPC_SHARDS);
         let threads = Arc::new(RpcThreads::start(cores, &wait, settings)?);
         let dispatch = Dispatch::new(member.clone(), clock::wall_ms() << 20);
         let stop_listening = CancellationToken::new();

@@ -17,11 +17,15 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::apply::Outcome;
 
-/// Threads that may register waiters; further ones share the shards.
+/// Threads that may register waiters.
 const SHARDS: usize = 16;
+/// Shards of the RPC threads, from 0 on.
+pub(crate) const RPC_SHARDS: usize = SHARDS - 1;
+/// Shard of the member's own tasks.
+pub(crate) const OWN_SHARD: usize = SHARDS - 1;
 
 thread_local! {
-    static SHARD: Cell<usize> = const { Cell::new(0) };
+    static SHARD: Cell<usize> = const { Cell::new(OWN_SHARD) };
 }
 
 /// All waiters of this member.
@@ -56,7 +60,7 @@ impl Wait {
 
     /// Declares that the calling thread runs the dispatcher of `shard`.
     pub(crate) fn use_shard(shard: usize) {
-        SHARD.set(shard % SHARDS);
+        SHARD.set(shard);
     }
 
     /// Registers a waiter whose result the calling thread's dispatcher delivers.
@@ -89,7 +93,7 @@ impl Wait {
 
     /// Resolves the waiters of `shard`; runs for ever on the thread that registers them.
     pub(crate) async fn dispatch(self: Arc<Self>, shard: usize) {
-        let shard = &self.shards[shard % SHARDS];
+        let shard = &self.shards[shard];
         loop {
             shard.wake.notified().await;
             let done = std::mem::take(&mut *shard.done.lock());
@@ -130,7 +134,7 @@ mod tests {
     #[tokio::test]
     async fn a_batch_answers_each_of_its_waiters() {
         let wait = Wait::new(1);
-        let dispatcher = tokio::spawn(wait.clone().dispatch(0));
+        let dispatcher = tokio::spawn(wait.clone().dispatch(OWN_SHARD));
         let mut first = wait.register();
         let mut second = wait.register();
         assert_ne!(first.id, second.id);

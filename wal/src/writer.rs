@@ -28,7 +28,7 @@ const BATCH_BYTES_MAX: u64 = 4 << 20;
 /// The next segment is prepared when a quarter of the current one is used, or this much of a large one.
 const PREPARE_AFTER_BYTES: u64 = 4 << 20;
 /// How long the queue must stay empty before loose ends are tied.
-pub(crate) const IDLE_MOMENT: Duration = Duration::from_millis(2);
+pub(crate) const IDLE_MOMENT: Duration = Duration::from_millis(50);
 /// The encoding buffer is given back when a batch left it larger than this.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
 
