@@ -198,6 +198,17 @@ impl Node {
         status
     }
 
+    /// Looks at role, leader, term and members without copying them; the indexes are those of their last change.
+    pub fn peek<T>(&self, look: impl FnOnce(&Status) -> T) -> T {
+        look(&self.inner.status.borrow())
+    }
+
+    /// Entries that are committed and not applied here yet; cheap.
+    pub fn apply_backlog(&self) -> u64 {
+        let (_, committed) = self.inner.log.last_and_committed();
+        committed.saturating_sub(self.applied_index())
+    }
+
     /// Follows role, leader, term and members; the indexes in it are those of its last change.
     pub fn watch_status(&self) -> watch::Receiver<Status> {
         self.inner.status.clone()

@@ -94,7 +94,7 @@ impl Member {
 
     /// A response header of this member at `revision`.
     pub(crate) fn header(&self, revision: i64) -> ResponseHeader {
-        let raft_term = self.node.status().term;
+        let raft_term = self.node.peek(|status| status.term);
         ResponseHeader {
             cluster_id: self.cluster.id,
             member_id: self.id,
@@ -105,13 +105,13 @@ impl Member {
 
     /// Whether this member leads and can vouch for it.
     pub(crate) fn is_leader(&self) -> bool {
-        let status = self.node.status();
-        status.role == Role::Leader && status.leader == Some(self.id)
+        self.node
+            .peek(|status| status.role == Role::Leader && status.leader == Some(self.id))
     }
 
     /// Whether this member knows a leader.
     pub(crate) fn has_leader(&self) -> bool {
-        self.node.status().leader.is_some()
+        self.node.peek(|status| status.leader.is_some())
     }
 
     /// Proposes `body` after the quota check and returns what applying it answered.

@@ -136,8 +136,7 @@ impl Proposer {
         } else {
             APPLY_BACKLOG_MAX
         };
-        let status = self.node.status();
-        if status.committed_index > status.applied_index + limit || self.backend.is_full() {
+        if self.node.apply_backlog() > limit || self.backend.is_full() {
             return Err(Error::TooManyRequests);
         }
         Ok(())

@@ -35,9 +35,11 @@ impl ReadBarrier {
 
     /// Waits until a read on this member is linearizable.
     pub(crate) async fn linearizable(&self) -> Result<()> {
-        let status = self.node.status();
-        let alone = status.role == Role::Leader && *status.voters == [self.member_id];
-        if alone && self.confirmed_term.load(Ordering::Acquire) == status.term {
+        let (alone, term) = self.node.peek(|status| {
+            let alone = status.role == Role::Leader && *status.voters == [self.member_id];
+            (alone, status.term)
+        });
+        if alone && self.confirmed_term.load(Ordering::Acquire) == term {
             return Ok(());
         }
         match timeout(self.timeout, self.confirmed()).await {
@@ -45,7 +47,7 @@ impl ReadBarrier {
             Ok(Err(stopped)) => Err(stopped),
             Ok(Ok(())) => {
                 if alone {
-                    self.confirmed_term.store(status.term, Ordering::Release);
+                    self.confirmed_term.store(term, Ordering::Release);
                 }
                 Ok(())
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use kv_mvcc::watch::{StreamOptions, WatchCreate, WatchStream};
+use kv_mvcc::watch::{StreamOptions, WatchCreate, WatchOutput, WatchStream};
 use kv_proto::etcdserverpb::watch_request::RequestUnion;
 use kv_proto::etcdserverpb::watch_server::Watch;
 use kv_proto::etcdserverpb::{WatchRequest, WatchResponse};
@@ -86,6 +86,12 @@ impl Responses {
     ) -> Option<(Result<WatchResponse, Status>, Option<Responses>)> {
         let mut state = state?;
         loop {
+            // While there is something to send, nothing else is looked at.
+            match state.stream.try_next() {
+                Ok(Some(output)) => return Some((Ok(state.response(output)), Some(state))),
+                Ok(None) => {}
+                Err(error) => return Some((Err(Error::from(error).into()), None)),
+            }
             let failed = async {
                 match &mut state.failed {
                     Some(task) => task.await.unwrap_or(None),
@@ -94,10 +100,7 @@ impl Responses {
             };
             tokio::select! {
                 output = state.stream.next() => return Some(match output {
-                    Ok(output) => {
-                        let header = state.member.header(output.revision);
-                        (Ok(output.to_response(&header)), Some(state))
-                    }
+                    Ok(output) => (Ok(state.response(output)), Some(state)),
                     Err(error) => (Err(Error::from(error).into()), None),
                 }),
                 status = failed => {
@@ -110,6 +113,12 @@ impl Responses {
                 () = state.member.stopping.cancelled() => return Some((Err(Error::Stopped.into()), None)),
             }
         }
+    }
+}
+
+impl Responses {
+    fn response(&self, output: WatchOutput) -> WatchResponse {
+        output.to_response(&self.member.header(output.revision))
     }
 }
 
