@@ -8,6 +8,7 @@ mod alarm;
 mod apply;
 mod clock;
 mod cluster;
+mod compactor;
 pub mod config;
 pub mod data_dir;
 mod error;

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::alarm::Alarms;
 use crate::apply::Applier;
 use crate::cluster::{self, Cluster};
-use crate::config::{Config, StorageEngine, Url};
+use crate::config::{ClusterState, Config, StorageEngine, Url};
 use crate::data_dir::{DataDir, Meta};
 use crate::http::Listener as PageListener;
 use crate::listener::{self, Http2Settings, Listener, RpcThreads};
@@ -32,7 +32,7 @@ use crate::propose::Proposer;
 use crate::rpc::{Dispatch, Offers};
 use crate::tls::TlsAcceptor;
 use crate::wait::{self, Wait};
-use crate::{clock, lease_expiry};
+use crate::{clock, compactor, lease_expiry};
 
 /// Formats this build writes, recorded in the folder's meta file.
 const WAL_FORMAT: u32 = 1;
@@ -105,7 +105,7 @@ impl Server {
             wait.clone(),
             metrics.clone(),
             identity.member_id,
-            config.quota_bytes(),
+            &config,
             started,
         );
         let raft_runtime = RaftRuntime::start()?;
@@ -163,6 +163,10 @@ impl Server {
         tokio::spawn(wait.clone().dispatch(wait::OWN_SHARD));
         publish(&member).await?;
         let lease_expiry = tokio::spawn(lease_expiry::run(member.clone()));
+
+        if let Some(auto) = config.auto_compaction()? {
+            tokio::spawn(compactor::run(member.clone(), auto));
+        }
 
         let settings = Http2Settings {
             max_concurrent_streams: config.max_concurrent_streams,
@@ -376,6 +380,12 @@ fn identity(config: &Config, folder: &DataDir) -> Result<kv_wal::Identity> {
 }
 
 fn new_identity(config: &Config) -> Result<Meta> {
+    if config.initial_cluster_state == ClusterState::Existing {
+        bail!(
+            "--initial-cluster-state=existing joins a cluster, and this build serves clusters of one member: \
+             use --initial-cluster-state=new, or point --data-dir to the folder of the member"
+        );
+    }
     let token = &config.initial_cluster_token;
     let mut names: Vec<&String> = config
         .initial_cluster
@@ -409,11 +419,22 @@ fn open_backend(config: &Config, folder: &DataDir) -> Result<Backend> {
         StorageEngine::Redb => EngineKind::Redb,
         StorageEngine::Sled => EngineKind::Sled,
     });
+    let defaults = kv_mvcc::backend::Options::default();
+    let interval = config.backend_batch_interval;
     let options = kv_mvcc::backend::Options {
         engine,
         cache_bytes: config.memory_budget / 4,
         buffer_bytes_max: config.memory_budget / 2,
-        ..Default::default()
+        commit_interval: if interval.is_zero() {
+            defaults.commit_interval
+        } else {
+            interval
+        },
+        commit_ops_max: match usize::try_from(config.backend_batch_limit) {
+            Ok(0) | Err(_) => defaults.commit_ops_max,
+            Ok(limit) => limit,
+        },
+        ..defaults
     };
     let backend = Backend::open(folder.member_dir(), options);
     backend.with_context(|| {
@@ -425,9 +446,20 @@ fn open_backend(config: &Config, folder: &DataDir) -> Result<Backend> {
 }
 
 fn store_options(config: &Config) -> StoreOptions {
+    let defaults = StoreOptions::default();
+    let pause = config.compaction_sleep_interval;
     StoreOptions {
         value_cache_bytes: config.memory_budget / 4,
-        ..Default::default()
+        compaction_slice: match usize::try_from(config.compaction_batch_limit) {
+            Ok(0) | Err(_) => defaults.compaction_slice,
+            Ok(limit) => limit,
+        },
+        compaction_pause: if pause.is_zero() {
+            defaults.compaction_pause
+        } else {
+            pause
+        },
+        ..defaults
     }
 }
 

@@ -16,7 +16,7 @@ mod txn;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kv_mvcc::backend::{Keyspace, Op};
@@ -31,6 +31,7 @@ use parking_lot::Mutex;
 
 use crate::alarm::Alarms;
 use crate::cluster::Cluster;
+use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::wait::Wait;
 use crate::{Error, Result, quota};
@@ -69,6 +70,8 @@ pub(crate) struct Applier {
     pub(crate) member_id: u64,
     /// Database bytes above which a write is answered with NOSPACE; `None` for no limit.
     pub(crate) quota_bytes: Option<u64>,
+    /// `--warning-apply-duration`: a batch that takes longer is logged.
+    pub(crate) slow: Duration,
     /// Origin of lease deadlines.
     pub(crate) started: Instant,
     /// The entry being applied.
@@ -98,7 +101,7 @@ impl Applier {
         wait: Arc<Wait>,
         metrics: Arc<Metrics>,
         member_id: u64,
-        quota_bytes: Option<u64>,
+        config: &Config,
         started: Instant,
     ) -> Applier {
         let position = Position::default();
@@ -110,7 +113,8 @@ impl Applier {
             wait,
             metrics,
             member_id,
-            quota_bytes,
+            quota_bytes: config.quota_bytes(),
+            slow: config.warning_apply_duration,
             started,
             position,
             epochs,
@@ -315,6 +319,8 @@ impl StateMachine for Applier {
     }
 
     fn apply(&mut self, entries: Vec<CommittedEntry>) -> io::Result<()> {
+        let begun = Instant::now();
+        let count = entries.len();
         let mut results = Vec::with_capacity(entries.len());
         for entry in entries {
             self.apply_entry(entry, &mut results)?;
@@ -324,6 +330,16 @@ impl StateMachine for Applier {
             .proposals_applied
             .set(self.position.index as i64);
         self.wait.complete(results);
+        let took = begun.elapsed();
+        if took > self.slow {
+            self.metrics.server.slow_apply.inc();
+            tracing::warn!(
+                took_ms = took.as_millis() as u64,
+                entries = count,
+                index = self.position.index,
+                "slow apply"
+            );
+        }
         Ok(())
     }
 

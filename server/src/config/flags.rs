@@ -245,6 +245,7 @@ fn parse_initial_cluster(text: &str) -> Result<Vec<(String, Url)>, String> {
     Ok(members)
 }
 
+const NO_AUTH: &str = "users and permissions are not available yet";
 const NO_PEERS: &str = "this version serves a single member";
 const NO_DISCOVERY: &str =
     "discovery is not available in this version; list the members with --initial-cluster";
@@ -272,7 +273,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("election-timeout", "1000", Target::Millis(|c| &mut c.election_timeout), "Milliseconds without a leader before an election."),
     Flag::new("initial-election-tick-advance", "true", Target::Checked(Form::Bool), "Hold the first election sooner.")
         .accepted("a lone member elects itself at once"),
-    Flag::new("listen-peer-urls", "http://localhost:2380", Target::Urls(|c| &mut c.listen_peer_urls), "Where other members are served."),
+    Flag::new("listen-peer-urls", "http://localhost:2380", Target::Urls(|c| &mut c.listen_peer_urls), "Where other members are served.").accepted(NO_PEERS),
     Flag::new("listen-client-urls", "http://localhost:2379", Target::Urls(|c| &mut c.listen_client_urls), "Where clients are served: gRPC and HTTP."),
     Flag::new("listen-client-http-urls", "", Target::Urls(|c| &mut c.listen_client_http_urls), "Where HTTP is served; listen-client-urls then speak gRPC only."),
     Flag::new("max-snapshots", "5", Target::Checked(Form::Uint), "Snapshot files kept.").deprecated(),
@@ -285,12 +286,12 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("max-txn-ops", "128", Target::Uint(|c| &mut c.max_txn_ops), "Operations in one transaction."),
     Flag::new("max-request-bytes", "1572864", Target::Uint(|c| &mut c.max_request_bytes), "Largest write in bytes."),
     Flag::new("max-concurrent-streams", "4294967295", Target::Uint32(|c| &mut c.max_concurrent_streams), "HTTP/2 streams on one client connection."),
-    Flag::new("grpc-keepalive-min-time", "5s", Target::Duration(|c| &mut c.grpc_keepalive_min_time), "Least time between pings of a client."),
+    Flag::new("grpc-keepalive-min-time", "5s", Target::Duration(|c| &mut c.grpc_keepalive_min_time), "Least time between pings of a client.").accepted("pings are not limited"),
     Flag::new("grpc-keepalive-interval", "2h", Target::Duration(|c| &mut c.grpc_keepalive_interval), "Time between pings of the server. 0: none."),
     Flag::new("grpc-keepalive-timeout", "20s", Target::Duration(|c| &mut c.grpc_keepalive_timeout), "Wait for the answer to a ping. 0: for ever."),
-    Flag::new("socket-reuse-port", "false", Target::Bool(|c| &mut c.socket_reuse_port), "Set SO_REUSEPORT on listeners.").yaml("socket-options.reuse-port"),
-    Flag::new("socket-reuse-address", "false", Target::Bool(|c| &mut c.socket_reuse_address), "Set SO_REUSEADDR on listeners.").yaml("socket-options.reuse-address"),
-    Flag::new("enable-grpc-gateway", "true", Target::Bool(|c| &mut c.enable_grpc_gateway), "Serve JSON under /v3/."),
+    Flag::new("socket-reuse-port", "false", Target::Bool(|c| &mut c.socket_reuse_port), "Set SO_REUSEPORT on listeners.").yaml("socket-options.reuse-port").accepted("listeners are not shared"),
+    Flag::new("socket-reuse-address", "false", Target::Bool(|c| &mut c.socket_reuse_address), "Set SO_REUSEADDR on listeners.").yaml("socket-options.reuse-address").accepted("it is always set"),
+    Flag::new("enable-grpc-gateway", "true", Target::Bool(|c| &mut c.enable_grpc_gateway), "Serve JSON under /v3/.").accepted("the JSON gateway is not available yet"),
     Flag::new("raft-read-timeout", "5s", Target::Checked(Form::Duration), "Read deadline of peer connections.").not_in_file().accepted(NO_PEERS),
     Flag::new("raft-write-timeout", "5s", Target::Checked(Form::Duration), "Write deadline of peer connections.").not_in_file().accepted(NO_PEERS),
     // Clustering.
@@ -333,8 +334,8 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("discovery-fallback", "exit", Target::Checked(Form::Words(&["exit", "proxy"])), "What to do when discovery fails.").not_in_file().section(Section::Clustering).accepted(NO_DISCOVERY),
     Flag::new("discovery-srv", "", Target::Checked(Form::Text), "DNS domain that lists the members.").section(Section::Clustering).accepted(NO_DISCOVERY),
     Flag::new("discovery-srv-name", "", Target::Checked(Form::Text), "Suffix of the DNS service name.").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("strict-reconfig-check", "true", Target::Bool(|c| &mut c.strict_reconfig_check), "Refuse membership changes that lose the quorum.").section(Section::Clustering),
-    Flag::new("pre-vote", "true", Target::Bool(|c| &mut c.pre_vote), "Ask before an election whether it could be won.").section(Section::Clustering),
+    Flag::new("strict-reconfig-check", "true", Target::Bool(|c| &mut c.strict_reconfig_check), "Refuse membership changes that lose the quorum.").section(Section::Clustering).accepted(NO_PEERS),
+    Flag::new("pre-vote", "true", Target::Bool(|c| &mut c.pre_vote), "Ask before an election whether it could be won.").section(Section::Clustering).accepted("a single voter holds no elections"),
     Flag::new("v2-deprecation", "write-only", Target::Checked(Form::Words(&["write-only", "write-only-skip-check", "write-only-drop-data", "gone"])), "Phase of the end of the v2 store.").section(Section::Clustering).deprecated(),
     // Security.
     Flag::new("cert-file", "", Target::OptionalPath(|c| &mut c.client_tls.cert_file), "Certificate of the client listeners.").yaml("client-transport-security.cert-file").section(Section::Security),
@@ -382,9 +383,9 @@ pub static FLAGS: &[Flag] = &[
     )
     .section(Section::Security),
     // Auth.
-    Flag::new("auth-token", "simple", Target::Text(|c| &mut c.auth_token), "Kind of token, and its options.").section(Section::Auth),
-    Flag::new("bcrypt-cost", "10", Target::Uint(|c| &mut c.bcrypt_cost), "Work spent on each password.").section(Section::Auth),
-    Flag::new("auth-token-ttl", "300", Target::Seconds(|c| &mut c.auth_token_ttl), "Seconds that a simple token lives.").section(Section::Auth),
+    Flag::new("auth-token", "simple", Target::Text(|c| &mut c.auth_token), "Kind of token, and its options.").section(Section::Auth).accepted(NO_AUTH),
+    Flag::new("bcrypt-cost", "10", Target::Uint(|c| &mut c.bcrypt_cost), "Work spent on each password.").section(Section::Auth).accepted(NO_AUTH),
+    Flag::new("auth-token-ttl", "300", Target::Seconds(|c| &mut c.auth_token_ttl), "Seconds that a simple token lives.").section(Section::Auth).accepted(NO_AUTH),
     // Compaction.
     Flag::new("auto-compaction-retention", "0", Target::Text(|c| &mut c.auto_compaction_retention), "History kept by automatic compaction. 0: it is off.").section(Section::Compaction),
     Flag::new(
@@ -415,7 +416,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("compact-hash-check-time", "1m0s", Target::Duration(|c| &mut c.compact_hash_check_time), "Period of the comparison of compaction hashes with peers.").section(Section::Features).accepted(NO_PEERS),
     Flag::new("watch-progress-notify-interval", "0s", Target::Duration(|c| &mut c.watch_progress_notify_interval), "Period of progress notifications. 0: 10m.").section(Section::Features),
     Flag::new("bootstrap-defrag-threshold-megabytes", "0", Target::Checked(Form::Uint), "Defragment at start if that frees as much.").section(Section::Features).accepted("space is reused without defragmentation at start"),
-    Flag::new("max-learners", "1", Target::Uint(|c| &mut c.max_learners), "Learners allowed at the same time.").section(Section::Features),
+    Flag::new("max-learners", "1", Target::Uint(|c| &mut c.max_learners), "Learners allowed at the same time.").section(Section::Features).accepted(NO_PEERS),
     Flag::new("downgrade-check-time", "5s", Target::Checked(Form::Duration), "Period of downgrade checks.").section(Section::Features).accepted(NO_PEERS),
     // Logging.
     Flag::new("logger", "zap", Target::Checked(Form::Words(&["zap"])), "Kind of logger: zap, whose fields the log lines have.").section(Section::Logging),
@@ -464,7 +465,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("distributed-tracing-instance-id", "", Target::Checked(Form::Text), "Instance of spans.").section(Section::Tracing).accepted(NO_TRACING),
     Flag::new("distributed-tracing-sampling-rate", "0", Target::Checked(Form::Int), "Sampled spans in a million.").section(Section::Tracing).accepted(NO_TRACING),
     // Unsafe.
-    Flag::new("force-new-cluster", "false", Target::Bool(|c| &mut c.force_new_cluster), "Start the stored data as a cluster of this member alone.").section(Section::Unsafe),
+    Flag::new("force-new-cluster", "false", Target::Bool(|c| &mut c.force_new_cluster), "Start the stored data as a cluster of this member alone.").section(Section::Unsafe).accepted("the cluster has this member only"),
     Flag::new("unsafe-no-fsync", "false", Target::Checked(Form::Bool), "Do not wait for the disk.").section(Section::Unsafe).accepted("every acknowledged write is on disk first"),
     // Misc.
     Flag::new(CONFIG_FILE, "", Target::Checked(Form::Path), "Read all settings from this YAML or JSON file.").not_in_file().section(Section::Misc),

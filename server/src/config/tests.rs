@@ -201,7 +201,7 @@ fn manifest_of_kubeadm_is_accepted() {
         "https://127.0.0.1:2379"
     );
     assert!(notices.iter().all(
-        |notice| matches!(notice, Notice::NoEffect { flag, .. } if flag.starts_with("peer-"))
+        |notice| matches!(notice, Notice::NoEffect { flag, .. } if flag.starts_with("peer-") || *flag == "listen-peer-urls")
     ));
 }
 

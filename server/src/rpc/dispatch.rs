@@ -327,8 +327,15 @@ impl Call {
     }
 
     fn finish(&self, code: Code) {
-        if let Some(method) = self.method() {
-            method.finish(code as i32, self.started.elapsed());
+        let Some(method) = self.method() else { return };
+        let took = self.started.elapsed();
+        method.finish(code as i32, took);
+        if method.is_unary && took > self.services.member.config.warning_unary_request_duration {
+            tracing::warn!(
+                request = self.path,
+                took_ms = took.as_millis() as u64,
+                "slow request"
+            );
         }
     }
 }
