@@ -10,6 +10,7 @@ mod clock;
 mod cluster;
 pub mod config;
 pub mod data_dir;
+mod disk_space;
 mod error;
 pub mod http;
 mod lease_expiry;

@@ -130,8 +130,14 @@ impl Member {
         self.store.backend().size().in_use + cost >= quota
     }
 
+    /// Whether this member's own alarm is raised.
+    pub(crate) fn has_alarm(&self, alarm: AlarmType) -> bool {
+        let raised = self.alarms.get(alarm as i32);
+        raised.iter().any(|alarm| alarm.member_id == self.id)
+    }
+
     /// Raises an alarm for this member; a failure is logged, since the refusal that caused it stands anyway.
-    async fn raise(&self, alarm: AlarmType) {
+    pub(crate) async fn raise(&self, alarm: AlarmType) {
         let request = AlarmRequest {
             action: AlarmAction::Activate as i32,
             member_id: self.id,
