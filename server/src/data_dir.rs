@@ -221,8 +221,12 @@ impl DataDir {
         self.prepare_reserve_of(RESERVE_BYTES)
     }
 
-    /// Gives the reserve back to the file system. Nothing happens if there is none.
-    pub fn release_reserve(&self) -> io::Result<()> {
+    /// Gives `bytes` of the reserve back to the file system, all of it if there is less.
+    pub fn shrink_reserve(&self, bytes: u64) -> io::Result<()> {
+        let left = self.reserve_bytes().saturating_sub(bytes);
+        if left > 0 {
+            return private_file().open(self.reserve_path())?.set_len(left);
+        }
         match fs::remove_file(self.reserve_path()) {
             Ok(()) => sync_folder(&self.member),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -230,9 +234,14 @@ impl DataDir {
         }
     }
 
+    /// How much is set aside, at most [`RESERVE_BYTES`].
+    pub fn reserve_bytes(&self) -> u64 {
+        fs::metadata(self.reserve_path()).map_or(0, |file| file.len().min(RESERVE_BYTES))
+    }
+
     /// Whether the reserve is there in full.
     pub fn has_reserve(&self) -> bool {
-        fs::metadata(self.reserve_path()).is_ok_and(|file| file.len() == RESERVE_BYTES)
+        self.reserve_bytes() == RESERVE_BYTES
     }
 
     fn prepare_reserve_of(&self, bytes: u64) -> io::Result<()> {
@@ -701,10 +710,14 @@ mod tests {
                 * 512
                 >= RESERVE_BYTES
         );
-        dir.release_reserve().unwrap();
-        dir.release_reserve()
+        dir.shrink_reserve(RESERVE_BYTES / 4).unwrap();
+        assert_eq!(dir.reserve_bytes(), RESERVE_BYTES / 4 * 3);
+        dir.prepare_reserve().unwrap();
+        assert!(dir.has_reserve());
+        dir.shrink_reserve(RESERVE_BYTES).unwrap();
+        dir.shrink_reserve(1)
             .expect("a second call finds nothing to do");
-        assert!(!dir.has_reserve());
+        assert_eq!(dir.reserve_bytes(), 0);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod cluster;
 mod compactor;
 pub mod config;
 pub mod data_dir;
+mod disk_space;
 mod error;
 pub mod http;
 mod lease_expiry;

@@ -127,11 +127,23 @@ impl Member {
         let Some(quota) = self.config.quota_bytes().filter(|_| cost > 0) else {
             return false;
         };
-        self.store.backend().size().in_use + cost >= quota
+        self.bytes_in_use() + cost >= quota
+    }
+
+    /// Whether this member's own alarm is raised.
+    pub(crate) fn has_alarm(&self, alarm: AlarmType) -> bool {
+        let raised = self.alarms.get(alarm as i32);
+        raised.iter().any(|alarm| alarm.member_id == self.id)
+    }
+
+    /// Live bytes of the database, those that are not committed yet included.
+    pub(crate) fn bytes_in_use(&self) -> u64 {
+        let backend = self.store.backend();
+        backend.size().in_use + backend.buffered_bytes()
     }
 
     /// Raises an alarm for this member; a failure is logged, since the refusal that caused it stands anyway.
-    async fn raise(&self, alarm: AlarmType) {
+    pub(crate) async fn raise(&self, alarm: AlarmType) {
         let request = AlarmRequest {
             action: AlarmAction::Activate as i32,
             member_id: self.id,

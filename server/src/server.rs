@@ -4,7 +4,8 @@
 //! listeners, connections, lease expiry, raft with its apply worker, store with a last checkpoint, log.
 //!
 //! Long-lived state and its owner: the log has its writer thread, the store's files their engine thread, physical
-//! compaction its thread, raft core and apply one runtime, connections the RPC threads, leases the expiry task here.
+//! compaction its thread, raft core and apply one runtime, connections the RPC threads, leases the expiry task here,
+//! the reserve and the NOSPACE alarm of a full disk the disk-space task.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,7 +33,7 @@ use crate::propose::Proposer;
 use crate::rpc::{Dispatch, Offers};
 use crate::tls::TlsAcceptor;
 use crate::wait::{self, Wait};
-use crate::{clock, compactor, lease_expiry};
+use crate::{clock, compactor, disk_space, lease_expiry};
 
 /// Formats this build writes, recorded in the folder's meta file.
 const WAL_FORMAT: u32 = 1;
@@ -52,9 +53,10 @@ pub struct Server {
     threads: Arc<RpcThreads>,
     accepting: Vec<tokio::task::JoinHandle<()>>,
     lease_expiry: tokio::task::JoinHandle<()>,
+    disk_space: tokio::task::JoinHandle<()>,
     stop_listening: CancellationToken,
     /// Locked as long as the server lives.
-    _folder: DataDir,
+    _folder: Arc<DataDir>,
 }
 
 /// A socket that will serve once the member is ready.
@@ -78,9 +80,7 @@ impl Server {
         let folder = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
         let bound = bind_all(&config).await?;
         let identity = identity(&config, &folder)?;
-        if let Err(error) = folder.prepare_reserve() {
-            tracing::warn!(%error, "the disk is too full for the recovery reserve; free space soon");
-        }
+        disk_space::prepare(&folder);
         let metrics = Arc::new(Metrics::new(&config));
         let backend = open_backend(&config, &folder)?;
         let store = Store::open(backend.clone(), store_options(&config)).with_context(|| {
@@ -163,6 +163,8 @@ impl Server {
         tokio::spawn(wait.clone().dispatch(wait::OWN_SHARD));
         publish(&member).await?;
         let lease_expiry = tokio::spawn(lease_expiry::run(member.clone()));
+        let folder = Arc::new(folder);
+        let disk_space = tokio::spawn(disk_space::run(member.clone(), folder.clone(), wal.clone()));
 
         if let Some(auto) = config.auto_compaction()? {
             tokio::spawn(compactor::run(member.clone(), auto));
@@ -208,6 +210,7 @@ impl Server {
             threads,
             accepting,
             lease_expiry,
+            disk_space,
             stop_listening,
             _folder: folder,
         })
@@ -222,6 +225,7 @@ impl Server {
             threads,
             accepting,
             lease_expiry,
+            disk_space,
             stop_listening,
             _folder,
         } = self;
@@ -232,6 +236,7 @@ impl Server {
         // Streams end now, calls under way may finish.
         member.stopping.cancel();
         let _ = lease_expiry.await;
+        let _ = disk_space.await;
         let drained = tokio::task::spawn_blocking(move || {
             if let Some(threads) = Arc::into_inner(threads) {
                 threads.stop();

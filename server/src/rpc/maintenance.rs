@@ -64,7 +64,7 @@ impl Maintenance for MaintenanceService {
             raft_term: raft.term,
             raft_applied_index: raft.applied_index,
             errors,
-            db_size_in_use: sizes.in_use as i64,
+            db_size_in_use: member.bytes_in_use().min(sizes.on_disk) as i64,
             is_learner: false,
             storage_version: CLUSTER_VERSION.into(),
             db_size_quota: quota,

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +11,8 @@ use rustix::io::Errno;
 
 use super::{File, Fs};
 
+/// Unit of [`MetadataExt::blocks`].
+const BLOCK_BYTES: u64 = 512;
 /// A build with this set shows that crash tests notice a missing fsync; it must never hold real data.
 const IGNORES_FSYNC: bool = cfg!(feature = "unsafe-no-fsync");
 
@@ -100,6 +102,12 @@ impl File for RealFile {
     }
 
     fn reserve(&self, len: u64) -> io::Result<()> {
+        // A fallocate that fails half way fills the disk for a moment, and others write to it.
+        let (disk, file) = (rustix::fs::fstatvfs(&self.0)?, self.0.metadata()?);
+        let missing = len.saturating_sub(file.blocks() * BLOCK_BYTES);
+        if disk.f_bavail.saturating_mul(disk.f_frsize) < missing {
+            return Err(Errno::NOSPC.into());
+        }
         match rustix::fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, 0, len) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             Err(error) => Err(error.into()),

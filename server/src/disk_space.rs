@@ -1,0 +1,112 @@
+//! What a member does as its disk fills: NOSPACE while there is still room to recover, and the reserve for the rest.
+//!
+//! Equal members fill together, so none may need space from elsewhere to recover. The room that is left when NOSPACE is
+//! raised takes what is buffered and in flight, and then reads, deletes, compaction and defragmentation:
+//! - NOSPACE is raised when the log cannot prepare its next segment, when the reserve is not whole, or when the
+//!   database has less than [`SHORT_BYTES`] to grow into, free pages of its own files included.
+//! - The reserve is given back bit by bit, so that [`KEPT_FREE_BYTES`] stay free: less than a log segment, whose
+//!   preparation is tried again all the while and must not take what the database needs.
+//! - The reserve is made whole again when that leaves [`SHORT_BYTES`]. The alarm stays until it is disarmed, as etcd's
+//!   does; disarmed too early, it is raised again.
+//!
+//! Source: DESIGN.md section 8.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_proto::etcdserverpb::AlarmType;
+use kv_wal::Wal;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::data_dir::{DataDir, RESERVE_BYTES};
+use crate::member::Member;
+
+/// Time between two looks: a fast disk takes a small part of [`SHORT_BYTES`] in it.
+const PERIOD: Duration = Duration::from_millis(100);
+/// Less than this to grow into, and the member takes no more data: as much as the database's write buffer may hold.
+pub(crate) const SHORT_BYTES: u64 = 64 << 20;
+/// The reserve is given back as long as less than this is free.
+const KEPT_FREE_BYTES: u64 = 24 << 20;
+
+/// Readies the folder before anything in it is opened: makes the reserve whole, or gives of it on a full disk.
+pub(crate) fn prepare(folder: &DataDir) {
+    if let Err(error) = balance(folder) {
+        tracing::warn!(%error, "cannot make the recovery reserve");
+    }
+    if !folder.has_reserve() {
+        tracing::warn!(
+            missing_bytes = RESERVE_BYTES - folder.reserve_bytes(),
+            "the disk is too full for the recovery reserve; free space soon"
+        );
+    }
+}
+
+/// Looks after the disk until the member stops.
+pub(crate) async fn run(member: Arc<Member>, folder: Arc<DataDir>, wal: Wal) {
+    let mut ticks = interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut was_short = false;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = member.stopping.cancelled() => return,
+        }
+        let (seen, files, log) = (member.clone(), folder.clone(), wal.clone());
+        let look = move || shortage(&seen, &files, &log);
+        let Ok(shortage) = tokio::task::spawn_blocking(look).await else {
+            return;
+        };
+        let is_short = shortage.is_some();
+        if let Some(cause) = shortage.filter(|_| !member.has_alarm(AlarmType::Nospace)) {
+            tracing::error!(
+                %cause,
+                "the disk is full: raising NOSPACE. Reads, deletes, compaction and defragmentation go on; free space, then disarm the alarm"
+            );
+            member.raise(AlarmType::Nospace).await;
+        }
+        if was_short && !is_short {
+            tracing::info!("the disk has room again; a NOSPACE alarm can be disarmed");
+        }
+        was_short = is_short;
+    }
+}
+
+/// Why the member must take no more data.
+fn shortage(member: &Member, folder: &DataDir, wal: &Wal) -> Option<String> {
+    let free = match balance(folder) {
+        Ok(free) => free,
+        Err(error) => return Some(format!("the reserve: {error}")),
+    };
+    if let Some(error) = wal.preparation_error() {
+        return Some(error.to_string());
+    }
+    if !folder.has_reserve() {
+        return Some("the recovery reserve is in use".to_owned());
+    }
+    let size = member.store.backend().size();
+    let room = free + size.on_disk.saturating_sub(size.in_use);
+    (room < SHORT_BYTES).then(|| format!("the database has {room} bytes to grow into"))
+}
+
+/// Gives of the reserve or makes it whole, whichever the free space asks for; returns what is free then.
+fn balance(folder: &DataDir) -> io::Result<u64> {
+    let free = free_bytes(folder.member_dir())?;
+    let reserve = folder.reserve_bytes();
+    let missing = RESERVE_BYTES - reserve;
+    if free < KEPT_FREE_BYTES && reserve > 0 {
+        folder.shrink_reserve(KEPT_FREE_BYTES - free)?;
+    } else if missing > 0 && free >= missing + SHORT_BYTES {
+        folder.prepare_reserve()?;
+    } else {
+        return Ok(free);
+    }
+    free_bytes(folder.member_dir())
+}
+
+/// What an unprivileged process may still allocate there.
+fn free_bytes(path: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(path)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}

@@ -1,0 +1,173 @@
+//! A `kvd` process over a folder.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use kv_proto::etcdserverpb::kv_client::KvClient;
+use kv_proto::etcdserverpb::{PutRequest, RangeRequest};
+use tonic::transport::{Channel, Endpoint};
+
+/// A member has this long to serve, or to give up.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A running member; killed when dropped.
+pub(crate) struct Member {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    pub(crate) channel: Channel,
+    log: PathBuf,
+}
+
+impl Member {
+    /// Starts a member and waits until it serves.
+    pub(crate) async fn start(data: &Path, args: &[&str]) -> Member {
+        let address = free_address();
+        let log = data.with_extension("log");
+        let file = std::fs::File::create(&log).unwrap();
+        let mut child = command(data, address, args)
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let deadline = Instant::now() + LIMIT;
+        let channel = loop {
+            match endpoint.connect().await {
+                Ok(channel) => break channel,
+                Err(error) => {
+                    let ended = child.try_wait().unwrap();
+                    let text = || std::fs::read_to_string(&log).unwrap();
+                    assert!(ended.is_none(), "kvd ended with {ended:?}: {}", text());
+                    assert!(Instant::now() < deadline, "{error}: {}", text());
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        };
+        Member {
+            child,
+            address,
+            channel,
+            log,
+        }
+    }
+
+    pub(crate) fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    pub(crate) async fn put(&self, key: &str, value: &str) -> Result<(), tonic::Status> {
+        let request = PutRequest {
+            key: key.to_owned().into(),
+            value: value.to_owned().into(),
+            ..Default::default()
+        };
+        self.kv().put(request).await.map(|_| ())
+    }
+
+    /// The value of a key, read through the log.
+    pub(crate) async fn get(&self, key: &str) -> Option<String> {
+        let request = RangeRequest {
+            key: key.to_owned().into(),
+            ..Default::default()
+        };
+        let mut answer = self.kv().range(request).await.unwrap().into_inner();
+        let item = answer.kvs.pop()?;
+        Some(String::from_utf8(item.value.to_vec()).unwrap())
+    }
+
+    /// What the member logged so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Ends the process as a crash would.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Ends the process as an operator does. Panics if it does not end well.
+    pub(crate) fn stop(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {}", self.log());
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The command that starts a member over `data` on `address`.
+pub(crate) fn command(data: &Path, address: SocketAddr, args: &[&str]) -> Command {
+    let (client, peer) = (
+        format!("http://{address}"),
+        format!("http://{}", free_address()),
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvd"));
+    command
+        .env_clear()
+        .arg("--data-dir")
+        .arg(data)
+        .args(["--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer])
+        .args(["--initial-advertise-peer-urls", &peer])
+        .args(["--initial-cluster", &format!("default={peer}")])
+        .args(["--log-level", "warn"]);
+    if !args.contains(&"--listen-client-urls") {
+        command.args(["--listen-client-urls", &client]);
+    }
+    command.args(args);
+    command
+}
+
+/// Runs a member that must refuse to start over `data`, and returns its last words.
+pub(crate) fn refusal(data: &Path, args: &[&str]) -> String {
+    refusal_of(&mut command(data, free_address(), args))
+}
+
+/// Runs a command that must end with an error, and returns its last words.
+pub(crate) fn refusal_of(command: &mut Command) -> String {
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    let (done, ended) = std::sync::mpsc::channel();
+    let watchdog = std::thread::spawn(move || {
+        if ended.recv_timeout(LIMIT).is_err() {
+            // It serves.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    });
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    let text = String::from_utf8(stderr).unwrap();
+    assert!(done.send(()).is_ok(), "it did not refuse: {text}");
+    watchdog.join().unwrap();
+    assert!(!text.contains("panicked"), "{text}");
+    let code = status.code();
+    assert!(code.is_some_and(|code| code != 0), "{status}: {text}");
+    let last = text.lines().rev().find(|line| line.starts_with("kvd: "));
+    last.unwrap_or_else(|| panic!("no last words: {text}"))
+        .to_owned()
+}
+
+/// Checks that `text` has every one of `parts`.
+pub(crate) fn assert_names(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+pub(crate) fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
