@@ -5,6 +5,7 @@ use rust_client::{Server, Transport};
 
 crate::tests_on_each_transport!(
     the_only_member_is_listed_and_leads,
+    space_in_use_is_known_from_the_start,
     hashes_follow_the_data,
     defragmentation_keeps_the_data,
     no_alarm_is_raised,
@@ -20,7 +21,6 @@ async fn the_only_member_is_listed_and_leads(server: &Server) {
 
     assert!(after.version().starts_with("3.7."), "{}", after.version());
     assert!(after.db_size() > 0);
-    assert!(after.raft_used_db_size() > 0);
     assert!(after.raft_index() > before.raft_index());
     assert!(after.raft_applied_index() <= after.raft_index());
     assert!(after.raft_term() > 0);
@@ -34,6 +34,16 @@ async fn the_only_member_is_listed_and_leads(server: &Server) {
     assert_eq!(member.name(), "default");
     assert_eq!(member.client_urls(), [server.client_url()]);
     assert_eq!(member.peer_urls().len(), 1);
+}
+
+async fn space_in_use_is_known_from_the_start(server: &Server) {
+    let mut client = server.client().await;
+    client.put("key", "1", None).await.unwrap();
+
+    let status = client.status().await.unwrap();
+
+    assert!(status.raft_used_db_size() > 0);
+    assert!(status.raft_used_db_size() <= status.db_size());
 }
 
 async fn hashes_follow_the_data(server: &Server) {
