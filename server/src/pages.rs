@@ -108,7 +108,10 @@ impl Member {
         }
         let sizes = self.store.backend().size();
         metrics.mvcc.db_bytes.set(sizes.on_disk as i64);
-        metrics.mvcc.db_in_use_bytes.set(self.bytes_in_use().min(sizes.on_disk) as i64);
+        metrics
+            .mvcc
+            .db_in_use_bytes
+            .set(self.bytes_in_use().min(sizes.on_disk) as i64);
         let stats = self.store.stats();
         metrics
             .debugging

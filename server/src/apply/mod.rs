@@ -94,6 +94,10 @@ struct Position {
 
 impl Applier {
     /// An applier over what the store contains.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own; called once"
+    )]
     pub(crate) fn new(
         store: Arc<Store>,
         cluster: Arc<Cluster>,
@@ -396,3 +400,6 @@ fn header(revision: i64) -> Option<kv_proto::etcdserverpb::ResponseHeader> {
         ..Default::default()
     })
 }
+
+#[cfg(test)]
+mod tests;

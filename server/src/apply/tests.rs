@@ -1,0 +1,222 @@
+//! What apply promises across restarts and builds.
+
+use kv_mvcc::StoreOptions;
+use kv_mvcc::backend::{Backend, MemoryDisk, Options};
+use kv_proto::command::HEADER_BYTES;
+use kv_proto::commandpb::{ClusterVersionSet, MemberPublish};
+use kv_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use kv_proto::etcdserverpb::request_op::Request;
+use kv_proto::etcdserverpb::{
+    AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, LeaseCheckpointRequest,
+    LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RequestOp, TxnRequest,
+};
+
+use super::*;
+
+/// Commands of version 1, one a line in hex. Entries like these are in users' logs: never change a line.
+const COMMANDS_V1: &str = include_str!("../../tests/fixtures/commands-v1.hex");
+/// HashKV after all of them.
+const HASH_V1: u32 = 0x6179cef4;
+
+const MEMBER: u64 = 7;
+
+fn applier(disk: &MemoryDisk) -> Applier {
+    let options = Options {
+        commit_interval: Duration::from_secs(3600),
+        ..Options::default()
+    };
+    let backend = Backend::open_in_memory(disk, options).unwrap();
+    let store = Store::open(backend, StoreOptions::default()).unwrap();
+    let config = Config::default();
+    let mut applier = Applier::new(
+        store,
+        Arc::new(Cluster::new(1)),
+        Arc::default(),
+        Wait::new(1),
+        Arc::new(Metrics::new(&config)),
+        MEMBER,
+        &config,
+        Instant::now(),
+    );
+    applier.applied().unwrap();
+    applier
+}
+
+fn command(body: Body) -> Bytes {
+    Command {
+        origin: MEMBER,
+        request_id: 0,
+        body,
+    }
+    .encode()
+}
+
+fn put(key: &'static str, value: &'static str) -> PutRequest {
+    PutRequest {
+        key: key.into(),
+        value: value.into(),
+        ..Default::default()
+    }
+}
+
+fn entry(index: u64, commands: Vec<Bytes>) -> CommittedEntry {
+    CommittedEntry {
+        index,
+        term: 1,
+        body: EntryBody::Commands(commands),
+    }
+}
+
+/// Each kind once; what the fixture was made from.
+fn examples() -> Vec<Body> {
+    let txn = TxnRequest {
+        compare: vec![Compare {
+            key: "a".into(),
+            target: CompareTarget::Version as i32,
+            result: CompareResult::Equal as i32,
+            target_union: Some(TargetUnion::Version(1)),
+            ..Default::default()
+        }],
+        success: vec![
+            RequestOp {
+                request: Some(Request::RequestPut(put("b", "2"))),
+            },
+            RequestOp {
+                request: Some(Request::RequestPut(put("c", "3"))),
+            },
+        ],
+        failure: vec![RequestOp {
+            request: Some(Request::RequestPut(put("never", ""))),
+        }],
+    };
+    vec![
+        Body::Put(put("a", "1")),
+        Body::Txn(txn),
+        Body::LeaseGrant(LeaseGrantRequest { id: 99, ttl: 600 }),
+        Body::Put(PutRequest {
+            lease: 99,
+            ..put("leased", "x")
+        }),
+        Body::LeaseCheckpoint(LeaseCheckpointRequest::default()),
+        Body::DeleteRange(DeleteRangeRequest {
+            key: "b".into(),
+            ..Default::default()
+        }),
+        Body::LeaseRevoke(LeaseRevokeRequest { id: 99 }),
+        Body::Alarm(AlarmRequest {
+            action: 1,
+            member_id: 5,
+            alarm: 1,
+        }),
+        Body::Put(put("refused", "by the alarm")),
+        Body::Alarm(AlarmRequest {
+            action: 2,
+            member_id: 5,
+            alarm: 1,
+        }),
+        Body::MemberPublish(MemberPublish {
+            member_id: 7,
+            name: "n".into(),
+            ..Default::default()
+        }),
+        Body::ClusterVersionSet(ClusterVersionSet {
+            version: "3.7.0".into(),
+        }),
+        Body::Put(PutRequest {
+            prev_kv: true,
+            ..put("a", "4")
+        }),
+        Body::Compaction(CompactionRequest {
+            revision: 3,
+            physical: false,
+        }),
+    ]
+}
+
+fn from_hex(line: &str) -> Bytes {
+    let digits = line.as_bytes().chunks(2);
+    digits
+        .map(|d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap())
+        .collect()
+}
+
+#[test]
+fn commands_of_version_1_apply_to_the_same_hash_for_ever() {
+    let mut applier = applier(&MemoryDisk::default());
+    let entries = COMMANDS_V1
+        .lines()
+        .zip(1..)
+        .map(|(line, index)| entry(index, vec![from_hex(line)]));
+    applier.apply(entries.collect()).unwrap();
+    assert_eq!(applier.store.revision(), 7);
+    assert_eq!(applier.store.compacted(), 3);
+    assert_eq!(applier.store.hash_kv(7).unwrap().hash, HASH_V1);
+}
+
+#[test]
+fn the_fixture_holds_each_kind() {
+    let kinds = |commands: Vec<Bytes>| -> Vec<&'static str> {
+        commands
+            .into_iter()
+            .map(|c| Command::decode(c).unwrap().body.name())
+            .collect()
+    };
+    let ours: Vec<Bytes> = examples().into_iter().map(command).collect();
+    for bytes in &ours {
+        assert!(bytes.len() >= HEADER_BYTES);
+    }
+    assert_eq!(
+        kinds(COMMANDS_V1.lines().map(from_hex).collect()),
+        kinds(ours)
+    );
+}
+
+#[test]
+fn a_restart_inside_a_packed_entry_repeats_nothing() {
+    let commands: Vec<Bytes> = [put("a", "1"), put("b", "2"), put("a", "3")]
+        .map(|p| command(Body::Put(p)))
+        .into();
+    let disk = MemoryDisk::default();
+    {
+        // The first two of the three commands reach the engine, the third does not.
+        let mut applier = applier(&disk);
+        for n in 0..2 {
+            applier.position = Position {
+                index: 0,
+                term: 1,
+                commands_done: n as u64 + 1,
+            };
+            let body = Command::decode(commands[n].clone()).unwrap().body;
+            let extra = applier.progress_ops(n, commands.len());
+            applier.apply_command(body, extra).unwrap().unwrap();
+        }
+        applier.store.backend().checkpoint().unwrap();
+    }
+    let mut applier = applier(&disk);
+    assert_eq!(applier.applied().unwrap().index, 0);
+    applier
+        .apply(vec![
+            entry(1, commands),
+            entry(2, vec![command(Body::Put(put("c", "4")))]),
+        ])
+        .unwrap();
+    // Three puts and one: revisions 2 to 5, none twice.
+    assert_eq!(applier.store.revision(), 5);
+    assert_eq!(applier.meta_u64(COMMANDS_DONE).unwrap(), 0);
+    assert_eq!(applier.applied().unwrap().index, 2);
+}
+
+#[test]
+fn an_unknown_command_stops_the_member() {
+    let mut bytes = command(Body::Put(put("a", "1"))).to_vec();
+    bytes[2] = 9;
+    let error = applier(&MemoryDisk::default())
+        .apply(vec![entry(1, vec![bytes.into()])])
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("start a build that supports version 9"),
+        "{error}"
+    );
+}
