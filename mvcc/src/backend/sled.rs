@@ -187,7 +187,12 @@ fn remove_unfinished_snapshots(dir: &Path) -> Result<()> {
             .extension()
             .is_some_and(|extension| extension == "generating")
         {
-            fs::remove_file(&path).map_err(|error| io_error(&path, &error))?;
+            match fs::remove_file(&path) {
+                Ok(()) => {}
+                // Finished and renamed by the threads of a handle that was just dropped.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(io_error(&path, &error)),
+            }
         }
     }
     Ok(())
@@ -205,8 +210,12 @@ fn open_db(dir: &Path, cache_bytes: u64) -> Result<Db> {
     loop {
         match config.open() {
             Ok(db) => return Ok(db),
-            // The threads of a handle which was just dropped may hold the file a moment longer.
-            Err(::sled::Error::Io(error)) if is_locked(&error) && start.elapsed() < LOCK_WAIT => {
+            // The threads of a handle which was just dropped may hold the file a moment longer, and rename or remove a
+            // snapshot that this open has listed.
+            Err(::sled::Error::Io(error))
+                if (is_locked(&error) || error.kind() == std::io::ErrorKind::NotFound)
+                    && start.elapsed() < LOCK_WAIT =>
+            {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Err(::sled::Error::Io(error)) if is_locked(&error) => {
@@ -925,7 +934,7 @@ impl Acknowledged {
             .write(true)
             .open(&path)
             .map_err(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => damage(&path, "it is missing"),
+                std::std::io::ErrorKind::NotFound => damage(&path, "it is missing"),
                 _ => io_error(&path, &error),
             })?;
         let newest = (0..2)

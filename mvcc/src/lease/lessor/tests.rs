@@ -59,7 +59,11 @@ fn grant_checks_id_and_ttl() {
 fn lease_expires_at_its_ttl_and_not_before() {
     let lessor = primary();
     lessor.grant(7, 10, at(100)).unwrap();
-    assert!(lessor.expired(at(110) - Duration::from_nanos(1), 9).is_empty());
+    assert!(
+        lessor
+            .expired(at(110) - Duration::from_nanos(1), 9)
+            .is_empty()
+    );
     assert_eq!(lessor.expired(at(110), 9), [7]);
 }
 
