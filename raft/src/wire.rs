@@ -110,7 +110,11 @@ pub(crate) fn decode_append(bytes: Bytes) -> Decoded<AppendEntriesRequest<TypeCo
         let prev_log_id = reader.log_id()?;
         let leader_commit = reader.log_id()?;
         let count = reader.u32()?;
-        let mut next = index_of(prev_log_id.as_ref()) + 1;
+        let previous = index_of(prev_log_id.as_ref());
+        let mut next = previous.checked_add(1).ok_or(DecodeError::Field {
+            field: "previous log index",
+            value: previous,
+        })?;
         // A count can lie; the bytes that are there cannot.
         let mut entries = Vec::with_capacity((count as usize).min(reader.remaining() / 20));
         for _ in 0..count {

@@ -59,6 +59,25 @@ fn an_append_request_with_a_hole_is_refused() {
     );
 }
 
+/// Found by fuzzing: nothing follows the last index there is, and the sum of the two wrapped around.
+#[test]
+fn an_append_request_behind_the_last_index_is_refused() {
+    let request = AppendEntriesRequest {
+        vote: Vote::new_committed(3, 7),
+        prev_log_id: raft_log_id(u64::MAX, 2),
+        entries: vec![],
+        leader_commit: None,
+    };
+    let refused = decode_append(encode_append(&request)).unwrap_err();
+    assert_eq!(
+        refused,
+        DecodeError::Field {
+            field: "previous log index",
+            value: u64::MAX
+        }
+    );
+}
+
 #[test]
 fn an_unknown_version_is_refused() {
     let mut bytes = BytesMut::from(&encode_read_index()[..]);
