@@ -934,7 +934,7 @@ impl Acknowledged {
             .write(true)
             .open(&path)
             .map_err(|error| match error.kind() {
-                std::std::io::ErrorKind::NotFound => damage(&path, "it is missing"),
+                std::io::ErrorKind::NotFound => damage(&path, "it is missing"),
                 _ => io_error(&path, &error),
             })?;
         let newest = (0..2)
