@@ -42,8 +42,6 @@ const STORE_FORMAT: u32 = 1;
 const RAFT_THREADS: usize = 1;
 /// An fsync of the log that takes longer is worth a warning. Source: etcd v3.7.
 const SLOW_FSYNC: Duration = Duration::from_secs(1);
-/// Calls under way may take this long when the member stops.
-const DRAIN: Duration = Duration::from_secs(2);
 
 /// A member that serves.
 pub struct Server {
@@ -237,14 +235,12 @@ impl Server {
         member.stopping.cancel();
         let _ = lease_expiry.await;
         let _ = disk_space.await;
-        let drained = tokio::task::spawn_blocking(move || {
+        tokio::task::spawn_blocking(move || {
             if let Some(threads) = Arc::into_inner(threads) {
                 threads.stop();
             }
-        });
-        if tokio::time::timeout(DRAIN, drained).await.is_err() {
-            tracing::warn!("some calls did not finish in time");
-        }
+        })
+        .await?;
         member
             .node
             .shutdown()
