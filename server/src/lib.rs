@@ -20,6 +20,7 @@ pub mod logging;
 mod member;
 pub mod metrics;
 mod pages;
+mod peer;
 mod propose;
 mod quota;
 mod read;

@@ -514,9 +514,18 @@ fn restore_state(backend: &Backend, cluster: &Cluster) -> Result<Alarms> {
         members.push(bytes::Bytes::copy_from_slice(json));
         std::ops::ControlFlow::Continue(())
     })?;
+    let mut removed = Vec::new();
+    view.scan(Keyspace::MembersRemoved, &[], None, &mut |id, _| {
+        removed.extend(
+            std::str::from_utf8(id)
+                .ok()
+                .and_then(|id| u64::from_str_radix(id, 16).ok()),
+        );
+        std::ops::ControlFlow::Continue(())
+    })?;
     let version = view.get(Keyspace::Cluster, Cluster::version_key())?;
     cluster
-        .restore(members, version)
+        .restore(members, removed, version)
         .context("the member table cannot be read")?;
     let mut alarms = Vec::new();
     view.scan(Keyspace::Alarm, &[], None, &mut |key, _| {

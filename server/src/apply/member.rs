@@ -15,6 +15,7 @@ impl Applier {
             peer_urls: request.peer_urls,
             client_urls: request.client_urls,
             is_learner: known.is_learner,
+            incarnation: known.incarnation,
         }));
         self.store.write(self.mark(extra)).commit();
         Ok(Response::Done)
