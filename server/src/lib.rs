@@ -6,6 +6,7 @@
 
 mod alarm;
 mod apply;
+mod bootstrap;
 mod clock;
 mod cluster;
 mod compactor;
@@ -22,6 +23,7 @@ pub mod metrics;
 mod pages;
 mod peer;
 mod propose;
+mod publish;
 mod quota;
 mod read;
 mod rpc;

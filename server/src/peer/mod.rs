@@ -7,6 +7,7 @@
 
 mod connect;
 mod dispatch;
+mod fetch;
 mod handshake;
 mod pages;
 mod service;
@@ -15,6 +16,7 @@ mod transport;
 
 pub(crate) use connect::Connector;
 pub(crate) use dispatch::PeerDispatch;
+pub(crate) use fetch::{RemoteCluster, fetch_cluster};
 pub(crate) use handshake::Handshake;
 pub(crate) use service::PeerService;
 pub(crate) use transport::Transport;
