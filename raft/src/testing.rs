@@ -343,6 +343,8 @@ pub(crate) struct Links {
 struct LinkState {
     nodes: BTreeMap<u64, Node>,
     isolated: BTreeSet<u64>,
+    /// Proposals for which there was no link.
+    proposals_not_sent: usize,
 }
 
 impl Links {
@@ -357,6 +359,10 @@ impl Links {
     /// Cuts a member off from all others, both ways.
     pub(crate) fn isolate(&self, id: u64) {
         self.state.lock().isolated.insert(id);
+    }
+
+    pub(crate) fn proposals_not_sent(&self) -> usize {
+        self.state.lock().proposals_not_sent
     }
 
     pub(crate) fn heal(&self) {
@@ -400,7 +406,11 @@ impl PeerTransport for Link {
         timeout: Duration,
     ) -> PeerFuture<'_, Bytes> {
         Box::pin(async move {
-            let node = self.links.route(self.from, peer)?;
+            let node = self.links.route(self.from, peer).inspect_err(|_| {
+                if rpc == Rpc::Propose {
+                    self.links.state.lock().proposals_not_sent += 1;
+                }
+            })?;
             let answer = tokio::time::timeout(timeout, node.answer(rpc, request))
                 .await
                 .map_err(|_| PeerError::Timeout)?

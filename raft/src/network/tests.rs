@@ -156,7 +156,9 @@ async fn a_proposal_that_was_never_sent_is_tried_again_until_a_leader_takes_it()
     let follower = cluster.member(other_than(old));
     cluster.links.isolate(follower.id);
     let refused = follower.propose(vec!["once".into()]);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    while cluster.links.proposals_not_sent() < 3 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     cluster.links.heal();
     cluster.leader().await;
     let mut applied = follower.node().watch_applied();
@@ -322,10 +324,7 @@ async fn a_cluster_of_one_reaches_nobody() {
     let refused = NoPeers
         .call(2, Rpc::Vote, Bytes::new(), Duration::from_secs(1))
         .await;
-    assert!(
-        matches!(refused, Err(PeerError::NotSent(_))),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(PeerError::NotSent(_))), "{refused:?}");
 }
 
 #[tokio::test]
