@@ -343,6 +343,8 @@ pub(crate) struct Links {
 struct LinkState {
     nodes: BTreeMap<u64, Node>,
     isolated: BTreeSet<u64>,
+    /// Proposals for which there was no link.
+    proposals_not_sent: usize,
 }
 
 impl Links {
@@ -357,6 +359,10 @@ impl Links {
     /// Cuts a member off from all others, both ways.
     pub(crate) fn isolate(&self, id: u64) {
         self.state.lock().isolated.insert(id);
+    }
+
+    pub(crate) fn proposals_not_sent(&self) -> usize {
+        self.state.lock().proposals_not_sent
     }
 
     pub(crate) fn heal(&self) {
@@ -374,7 +380,15 @@ impl Links {
         let state = self.state.lock();
         let cut = state.isolated.contains(&from) || state.isolated.contains(&to);
         let node = state.nodes.get(&to).filter(|_| !cut).cloned();
-        node.ok_or_else(|| PeerError::Unreachable(format!("no link from {from} to {to}")))
+        node.ok_or_else(|| PeerError::NotSent(format!("no link from {from} to {to}")))
+    }
+
+    /// The link still stands, so an answer passes.
+    fn passes(&self, from: u64, to: u64) -> Result<(), PeerError> {
+        match self.route(from, to) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(PeerError::Unreachable(error.to_string())),
+        }
     }
 }
 
@@ -392,12 +406,16 @@ impl PeerTransport for Link {
         timeout: Duration,
     ) -> PeerFuture<'_, Bytes> {
         Box::pin(async move {
-            let node = self.links.route(self.from, peer)?;
+            let node = self.links.route(self.from, peer).inspect_err(|_| {
+                if rpc == Rpc::Propose {
+                    self.links.state.lock().proposals_not_sent += 1;
+                }
+            })?;
             let answer = tokio::time::timeout(timeout, node.answer(rpc, request))
                 .await
                 .map_err(|_| PeerError::Timeout)?
                 .map_err(|error| PeerError::Answer(error.to_string()))?;
-            self.links.route(self.from, peer)?;
+            self.links.passes(self.from, peer)?;
             Ok(answer)
         })
     }
@@ -417,7 +435,7 @@ impl PeerTransport for Link {
             let answers = node.answer_append_stream(Box::pin(passing));
             let (links, from) = (self.links.clone(), self.from);
             let answers = answers
-                .map(move |answer| links.route(from, peer).map(|_| answer))
+                .map(move |answer| links.passes(from, peer).map(|()| answer))
                 .chain(stream::iter([Err(PeerError::Unreachable(
                     "the stream ended".into(),
                 ))]));
