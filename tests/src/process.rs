@@ -37,12 +37,7 @@ impl Kvd {
     }
 
     /// Starts a member on given ports. Flags in `options` replace those of a cluster of one.
-    pub fn start_on(
-        data_dir: &Path,
-        client_port: u16,
-        peer_port: u16,
-        options: KvdOptions,
-    ) -> Kvd {
+    pub fn start_on(data_dir: &Path, client_port: u16, peer_port: u16, options: KvdOptions) -> Kvd {
         let child = spawn(data_dir, client_port, peer_port, &options);
         Kvd {
             child,
@@ -92,6 +87,11 @@ impl Kvd {
     pub fn kill(&mut self) {
         self.child.kill().expect("the child is ours to kill");
         self.child.wait().expect("the child can be waited for");
+    }
+
+    /// The exit status, if the process has ended.
+    pub fn try_wait(&mut self) -> std::io::Result<Option<std::process::ExitStatus>> {
+        self.child.try_wait()
     }
 
     /// Asks the process to stop and waits for its exit status.

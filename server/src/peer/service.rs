@@ -89,6 +89,9 @@ impl Peer for PeerService {
             CallKind::PreVote => Rpc::PreVote,
             CallKind::TransferLeader => Rpc::TransferLeader,
             CallKind::ReadIndex => Rpc::ReadIndex,
+            CallKind::Propose => Rpc::Propose,
+            CallKind::App => Rpc::App,
+            CallKind::Probe => return Ok(self.signed(CallResponse::default())),
             CallKind::Unspecified => {
                 return Err(Status::unimplemented(format!(
                     "call kind {} is not known to this build",
