@@ -345,6 +345,8 @@ struct LinkState {
     isolated: BTreeSet<u64>,
     /// Proposals for which there was no link.
     proposals_not_sent: usize,
+    /// Streams of entries for which there was no link.
+    appends_not_opened: usize,
 }
 
 impl Links {
@@ -363,6 +365,10 @@ impl Links {
 
     pub(crate) fn proposals_not_sent(&self) -> usize {
         self.state.lock().proposals_not_sent
+    }
+
+    pub(crate) fn appends_not_opened(&self) -> usize {
+        self.state.lock().appends_not_opened
     }
 
     pub(crate) fn heal(&self) {
@@ -423,12 +429,16 @@ impl PeerTransport for Link {
     fn append_stream(
         &self,
         peer: u64,
-        _: Lane,
+        lane: Lane,
         requests: ByteStream,
         _: Duration,
     ) -> PeerFuture<'_, AnswerStream> {
         Box::pin(async move {
-            let node = self.links.route(self.from, peer)?;
+            let node = self.links.route(self.from, peer).inspect_err(|_| {
+                if lane == Lane::Replication {
+                    self.links.state.lock().appends_not_opened += 1;
+                }
+            })?;
             let (links, from) = (self.links.clone(), self.from);
             let passing =
                 requests.take_while(move |_| std::future::ready(links.route(from, peer).is_ok()));
