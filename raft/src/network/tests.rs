@@ -89,8 +89,8 @@ async fn a_proposal_whose_answer_is_lost_is_unknown_and_not_sent_twice() {
     let follower = cluster.member(other_than(old));
     // The leader has the entry in its log when the link goes, and never answers.
     cluster.member(old).ledger.shut();
-    let refused = follower.propose(vec!["unknown".into()]);
     let before = cluster.member(old).node().status().last_log_index;
+    let refused = follower.propose(vec!["unknown".into()]);
     let mut log = cluster.member(old).node().watch_status();
     while cluster.member(old).node().status().last_log_index == before {
         let _ = tokio::time::timeout(Duration::from_millis(5), log.changed()).await;
