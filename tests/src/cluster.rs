@@ -30,6 +30,8 @@ pub struct Place {
     client_port: u16,
     peer_port: u16,
     flags: Vec<String>,
+    /// Whether those that start are told of it.
+    is_listed: bool,
 }
 
 /// Members of one cluster. All are killed when it is dropped.
@@ -80,14 +82,21 @@ impl Cluster {
             client_port: free_port(),
             peer_port: free_port(),
             flags: flags.iter().map(ToString::to_string).collect(),
+            is_listed: true,
         });
         self.running.push(None);
         n
     }
 
+    /// Leaves a member that was removed out of what those that join are told.
+    pub fn forget(&mut self, n: usize) {
+        self.places[n].is_listed = false;
+    }
+
     /// `name=url` of every place, for `--initial-cluster`.
     pub fn initial_cluster(&self) -> String {
-        let parts = self.places.iter().enumerate();
+        let listed = self.places.iter().enumerate();
+        let parts = listed.filter(|(_, place)| place.is_listed);
         let parts: Vec<String> = parts
             .map(|(n, place)| format!("{}={}", place.name, self.peer_url(n)))
             .collect();

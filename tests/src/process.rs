@@ -1,8 +1,10 @@
 //! A `kvd` process of a test: started on free loopback ports, ended by process id.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tonic::transport::{Channel, Endpoint};
@@ -196,11 +198,14 @@ fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions
     command.spawn().expect("kvd can be started")
 }
 
-/// A port of the loopback address that nobody listens on now.
+/// A port nobody listens on now, and that this process gives out once only.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener
-        .local_addr()
-        .expect("a bound socket has an address")
-        .port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+        let port = listener.local_addr().expect("a bound socket").port();
+        if GIVEN.lock().expect("no test panics with it").insert(port) {
+            return port;
+        }
+    }
 }

@@ -97,6 +97,13 @@ async fn one_member_grows_to_three_that_survive_the_loss_of_the_first() -> Resul
         .await?;
     }
 
+    until("all members to have a vote", || async {
+        for n in 0..3 {
+            ensure!(!cluster.status(n).await?.is_learner, "member {n} has none");
+        }
+        Ok(())
+    })
+    .await?;
     cluster.converged().await?;
     cluster.kill(0);
     let put = || cluster.put(1, "after", "1");
@@ -217,6 +224,7 @@ async fn dead_member_is_replaced_by_a_new_one_with_an_empty_folder() -> Result<(
     cluster.kill(dead);
 
     remove(&cluster, leader, dead_id).await?;
+    cluster.forget(dead);
     let place = cluster.add_place(&[]);
     let member = add(&cluster, leader, place, false).await?;
     cluster.start_member_with(place, &JOIN);
