@@ -515,17 +515,16 @@ impl Lessor {
         Ok(())
     }
 
-    /// Forgets everything, as before the first [`Lessor::restore`].
-    pub fn clear(&self) {
-        {
-            let mut state = self.state.write();
-            state.leases.clear();
-            state.lease_by_key.clear();
-            state.expiry = ExpiryQueue::default();
-            state.checkpoints.clear();
-            state.primary = false;
-        }
+    /// Takes the leases of `other`, whose store replaces this one's; not primary from here on.
+    pub(crate) fn replace(&self, other: Lessor) {
+        let old = std::mem::replace(&mut *self.state.write(), other.state.into_inner());
         self.changed.notify_waiters();
+        // A million leases take a while to free.
+        drop(old);
+    }
+
+    pub(crate) fn options(&self) -> LessorOptions {
+        self.options
     }
 
     fn schedule_checkpoint(&self, state: &mut State, id: i64, ttl_secs: i64, now: Duration) {
