@@ -57,11 +57,7 @@ struct Loaded {
 }
 
 /// Reads everything that the store keeps in memory.
-pub(crate) fn recover(
-    view: &View,
-    engine: EngineKind,
-    lessor: LessorOptions,
-) -> Result<Recovered> {
+pub(crate) fn recover(view: &View, engine: EngineKind, lessor: LessorOptions) -> Result<Recovered> {
     let scheduled_compaction = read_compaction(engine, view, SCHEDULED_KEY)?;
     let finished_compaction = read_compaction(engine, view, FINISHED_KEY)?;
     let term = match view.get(Keyspace::Meta, TERM_KEY)? {

@@ -88,8 +88,11 @@ impl Store {
             staging.put(keyspace, key, value)?;
         }
         let staged = staging.finish()?;
-        let recovered =
-            recovery::recover(&staged.view()?, self.backend.engine(), self.lessor.options())?;
+        let recovered = recovery::recover(
+            &staged.view()?,
+            self.backend.engine(),
+            self.lessor.options(),
+        )?;
         // No compaction may remove, and nobody write, from here on.
         let _compactor = self.compactor.pause();
         let _writer = self.writer.lock();

@@ -170,12 +170,11 @@ impl Reader for MemoryReader {
         let mut next = Some(Bound::Included(Bytes::copy_from_slice(from)));
         while let Some(lower) = next.take() {
             // Collected first: `each` may read or write the same disk.
-            let slice: Vec<(Bytes, Bytes)> = self.content.read().keyspaces
-                [keyspace.position()]
-            .range::<[u8], _>((lower.as_ref().map(AsRef::as_ref), upper))
-            .filter_map(|(key, versions)| Some((key.clone(), self.at(versions)?.clone())))
-            .take(SLICE_KEYS)
-            .collect();
+            let slice: Vec<(Bytes, Bytes)> = self.content.read().keyspaces[keyspace.position()]
+                .range::<[u8], _>((lower.as_ref().map(AsRef::as_ref), upper))
+                .filter_map(|(key, versions)| Some((key.clone(), self.at(versions)?.clone())))
+                .take(SLICE_KEYS)
+                .collect();
             if slice.len() == SLICE_KEYS {
                 next = slice.last().map(|(key, _)| Bound::Excluded(key.clone()));
             }

@@ -124,7 +124,10 @@ impl<'a> Staging<'a> {
     pub(crate) fn finish(mut self) -> Result<Staged<'a>> {
         self.commit()?;
         let Some(applied) = self.applied.clone() else {
-            return Err(damage(self.file(), "the new content names no applied index"));
+            return Err(damage(
+                self.file(),
+                "the new content names no applied index",
+            ));
         };
         // Twice: an engine that comes back one commit older must still name the applied index.
         self.others.push((

@@ -6,6 +6,7 @@
 
 mod damage;
 mod failure;
+mod install;
 mod kill;
 mod power_cut;
 mod traced_power_cut;
