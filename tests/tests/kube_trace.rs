@@ -276,7 +276,10 @@ impl Replay {
             "line {at}"
         );
         // A cancel without a compacted revision was the client's own.
-        if let Some(canceled) = line.get("canceled").filter(|c| c["compact_revision"].as_i64() > Some(0)) {
+        if let Some(canceled) = line
+            .get("canceled")
+            .filter(|c| c["compact_revision"].as_i64() > Some(0))
+        {
             let refusal = responses.next().await.unwrap().unwrap();
             assert!(refusal.canceled, "line {at}: {refusal:?}");
             assert_eq!(
