@@ -1,5 +1,7 @@
 //! Watch responses over the wire, where small events are copied behind their heads and large ones are not.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 use bytes::Bytes;
 use kv_proto::etcdserverpb::kv_client::KvClient;
 use kv_proto::etcdserverpb::watch_client::WatchClient;
