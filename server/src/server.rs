@@ -406,12 +406,17 @@ fn new_identity(config: &Config) -> Result<Meta> {
         .map(|(_, url)| url.to_string())
         .collect();
     let member_id = cluster::member_id(&urls, token);
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "an incarnation must never come twice; it decides nothing that is replayed"
+    )]
+    let incarnation = rand::random();
     Ok(Meta {
         wal_format: WAL_FORMAT,
         store_format: STORE_FORMAT,
         cluster_id: cluster::cluster_id(&[member_id]),
         member_id,
-        incarnation: rand::random(),
+        incarnation,
     })
 }
 

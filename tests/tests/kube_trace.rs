@@ -3,6 +3,8 @@
 //! `data/kube-trace.jsonl.gz` holds 14,181 lines: 10,495 calls, 169 watches with 5,247 events, 17 lease expiries. Sent one by
 //! one, every answer must be equal; left out are ids and terms of headers, lease ids (mapped), and the status call.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 
@@ -276,7 +278,10 @@ impl Replay {
             "line {at}"
         );
         // A cancel without a compacted revision was the client's own.
-        if let Some(canceled) = line.get("canceled").filter(|c| c["compact_revision"].as_i64() > Some(0)) {
+        if let Some(canceled) = line
+            .get("canceled")
+            .filter(|c| c["compact_revision"].as_i64() > Some(0))
+        {
             let refusal = responses.next().await.unwrap().unwrap();
             assert!(refusal.canceled, "line {at}: {refusal:?}");
             assert_eq!(

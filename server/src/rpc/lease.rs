@@ -121,7 +121,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let needs_leader = requires_leader(request.metadata());
+        let needs_leader = requires_leader(request.metadata().as_ref());
         let state = Some((self.member.clone(), request.into_inner()));
         let responses = unfold(state, move |state| async move {
             let (member, mut requests) = state?;
