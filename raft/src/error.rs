@@ -41,6 +41,9 @@ pub enum Error {
         /// The voters given.
         voters: Vec<u64>,
     },
+    /// A peer asked the application, and the owner serves none yet.
+    #[error("the application does not answer yet")]
+    NoApp,
     /// Consensus stopped for good; the process must exit with this cause.
     #[error("raft stopped: {0}")]
     Fatal(String),
@@ -56,7 +59,7 @@ pub enum Error {
 /// outcome is unknown, and a retry may apply the commands twice.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
-    /// This member does not lead; `leader` is who does, if known.
+    /// No leader was reached; `leader` is who leads, if known.
     #[error("not the leader")]
     NotLeader {
         /// The leader, if one is known.
@@ -71,6 +74,9 @@ pub enum ProposeError {
     /// Leadership went away while the entry was in the log; another leader may still commit it.
     #[error("leadership lost, outcome unknown")]
     LeadershipLost,
+    /// The commands were sent to the leader, and no answer came back.
+    #[error("no answer from the leader, outcome unknown")]
+    NoAnswer,
     /// The node stopped, with the entry perhaps in the log.
     #[error("stopped, outcome unknown")]
     Stopped,
@@ -90,7 +96,10 @@ pub enum ReadError {
 /// Why a peer gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
-    /// Not connected, refused or cut off: the caller backs off.
+    /// No connection could be made; the peer certainly received nothing of the request.
+    #[error("peer unreachable: {0}")]
+    NotSent(String),
+    /// Cut off or refused; the peer may have received the request.
     #[error("peer unreachable: {0}")]
     Unreachable(String),
     /// No answer within the time given.

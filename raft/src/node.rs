@@ -5,41 +5,39 @@
 //! notices the end of the core. A proposal is no task: it is a message to the core and a closure.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
 use kv_wal::{Recovered, Wal};
 use openraft::ReadPolicy;
-use openraft::errors::{ClientWriteError, ForwardReason, LinearizableReadError, RaftError};
+use openraft::errors::{LinearizableReadError, RaftError};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
-use crate::config::{Config, PROPOSALS_IN_FLIGHT_MAX};
-use crate::encoding;
-use crate::error::{Error, PeerError, ProposeError, ReadError, Result};
+use crate::config::Config;
+use crate::error::{Error, PeerError, ReadError, Result};
 use crate::log_store::LogStore;
 use crate::membership::{self, fatal_error};
 use crate::network::{ByteStream, Factory, PeerTransport, Rpc};
+use crate::proposal::{self, Refused};
 use crate::read_index::{Confirm, Confirmation, Reads};
 use crate::snapshot::{self, SnapshotSource};
 use crate::state_machine::{Adapter, StateMachine};
 use crate::status::{Observer, Status};
-use crate::types::{Commands, Raft, Responder, WriteResult, index_of};
+use crate::types::{Raft, index_of};
 use crate::wire::{self, ReadIndexAnswer};
 
-/// Called once if a proposal is refused or its outcome is unknown; never if it was applied here.
-pub type Refused = Box<dyn FnOnce(ProposeError) + Send>;
-
-/// First pause before a proposal is tried again on a leader that has not yet heard from a quorum;
-/// it doubles up to [`RETRY_PAUSE_MAX`].
-const RETRY_PAUSE: Duration = Duration::from_millis(1);
-const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
+/// Answers opaque requests of other members' applications; see [`Node::ask`].
+pub trait App: Send + Sync + 'static {
+    /// Answers `request`; refusals are part of the answer's bytes.
+    fn answer(&self, request: Bytes) -> Pin<Box<dyn Future<Output = Bytes> + Send + '_>>;
+}
 
 /// One member of a raft cluster. Clones share it.
 #[derive(Clone)]
@@ -47,17 +45,21 @@ pub struct Node {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    config: Config,
-    raft: Raft,
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) raft: Raft,
     log: LogStore,
-    runtime: Handle,
+    pub(crate) transport: Arc<dyn PeerTransport>,
+    pub(crate) runtime: Handle,
     reads: Arc<Reads>,
-    status: watch::Receiver<Status>,
+    pub(crate) status: watch::Receiver<Status>,
     applied: watch::Receiver<u64>,
     failure: watch::Receiver<Option<Arc<Error>>>,
-    proposals_in_flight: AtomicUsize,
-    stopping: AtomicBool,
+    app: OnceLock<Arc<dyn App>>,
+    pub(crate) proposals_in_flight: AtomicUsize,
+    pub(crate) stopping: AtomicBool,
+    /// Closed when the apply worker has ended.
+    pub(crate) apply_ended: watch::Receiver<()>,
     /// What `shutdown` joins.
     tasks: Mutex<Option<Tasks>>,
 }
@@ -65,7 +67,6 @@ struct Inner {
 struct Tasks {
     reads: JoinHandle<()>,
     observer: JoinHandle<()>,
-    apply_ended: watch::Receiver<()>,
 }
 
 impl Node {
@@ -122,7 +123,7 @@ impl Node {
         });
         let confirm = NodeConfirm {
             raft: raft.clone(),
-            transport,
+            transport: transport.clone(),
             applied: events.progress.clone(),
             timeout: config.heartbeat_interval * 2,
         };
@@ -135,17 +136,19 @@ impl Node {
             inner: Arc::new(Inner {
                 raft,
                 log,
+                transport,
                 runtime: Handle::current(),
                 reads,
                 status,
                 applied: events.progress,
                 failure,
+                app: OnceLock::new(),
                 proposals_in_flight: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
+                apply_ended: events.ended,
                 tasks: Mutex::new(Some(Tasks {
                     reads: read_loop,
                     observer,
-                    apply_ended: events.ended,
                 })),
                 config,
             }),
@@ -164,25 +167,32 @@ impl Node {
     /// Proposes `commands`, at least one, as one entry. Never blocks; may be called from any thread.
     ///
     /// Success is seen by [`StateMachine::apply`] and nowhere else; `refused` is called otherwise,
-    /// at once or later, on this thread or on a task of raft's runtime. A fresh leader that waits
-    /// for its quorum is asked again for up to one election timeout. How many bytes are in flight
-    /// is for the caller to bound.
+    /// at once or later, on this thread or on a task of raft's runtime. A member that does not lead
+    /// sends the same bytes to the leader it knows. A refusal that is certain and will soon be over
+    /// (a fresh leader without its quorum, leadership on its way, a leader that is not reached) is
+    /// tried again for up to one election timeout. How many bytes are in flight is for the caller
+    /// to bound.
     pub fn propose(&self, commands: Vec<Bytes>, refused: Refused) {
-        let in_flight = self
-            .inner
-            .proposals_in_flight
-            .fetch_add(1, Ordering::Relaxed);
-        let mut proposal = Proposal {
-            node: self.clone(),
-            body: encoding::commands_body(&commands),
-            refused: Some(refused),
-            retry: None,
-        };
-        if in_flight >= PROPOSALS_IN_FLIGHT_MAX {
-            proposal.refuse(ProposeError::Overloaded);
-            return;
-        }
-        self.submit(proposal);
+        proposal::propose(&self.inner, commands, refused);
+    }
+
+    /// Sets who answers [`Node::ask`] of other members; once, before peers ask.
+    pub fn serve_app(&self, app: Arc<dyn App>) {
+        assert!(
+            self.inner.app.set(app).is_ok(),
+            "the owner serves one application"
+        );
+    }
+
+    /// Asks the application of another member; what the bytes mean is theirs alone.
+    pub async fn ask(
+        &self,
+        peer: u64,
+        request: Bytes,
+        timeout: Duration,
+    ) -> std::result::Result<Bytes, PeerError> {
+        let transport = &self.inner.transport;
+        transport.call(peer, Rpc::App, request, timeout).await
     }
 
     /// Waits until a read on this member is linearizable, and returns the applied index it may
@@ -276,7 +286,7 @@ impl Node {
         let tasks = self.inner.tasks.lock().take();
         let joined = self.inner.raft.shutdown().await;
         if let Some(tasks) = tasks {
-            let mut apply_ended = tasks.apply_ended;
+            let mut apply_ended = self.inner.apply_ended.clone();
             // It is never sent to, only closed.
             let _ = apply_ended.changed().await;
             tasks
@@ -323,6 +333,15 @@ impl Node {
                     leader_read_index(raft).await?,
                 ))
             }
+            Rpc::Propose => {
+                let body = wire::decode_propose(request).map_err(bad)?;
+                let outcome = proposal::propose_for_peer(&self.inner, body).await;
+                Ok(wire::encode_propose_answer(&outcome))
+            }
+            Rpc::App => {
+                let app = self.inner.app.get().ok_or(Error::NoApp)?;
+                Ok(app.answer(request).await)
+            }
         }
     }
 
@@ -368,92 +387,6 @@ impl Node {
             .map_err(fatal_error)?;
         Ok(wire::encode_snapshot_answer(&answer))
     }
-
-    /// Hands a proposal to the core.
-    fn submit(&self, mut proposal: Proposal) {
-        if self.inner.stopping.load(Ordering::Relaxed) {
-            proposal.refuse(ProposeError::Stopped);
-            return;
-        }
-        let commands = Commands(proposal.body.clone());
-        let responder = Responder(Box::new(move |result: WriteResult| proposal.settle(result)));
-        // The queue has room for every proposal in flight, so the first poll sends; outside the
-        // task budget, which could make it wait for nothing. If it does not, or if the core is
-        // gone, dropping the proposal answers it.
-        let sent = self.inner.raft.client_write_ff(commands, Some(responder));
-        let _ = tokio::task::unconstrained(sent).now_or_never();
-    }
-}
-
-/// A proposal between [`Node::propose`] and its outcome; dropped, its outcome is unknown.
-struct Proposal {
-    node: Node,
-    body: Bytes,
-    refused: Option<Refused>,
-    retry: Option<Retry>,
-}
-
-/// Attempts to propose on a leader that waits for its quorum.
-struct Retry {
-    pause: Duration,
-    give_up: Instant,
-}
-
-impl Proposal {
-    fn settle(mut self, result: WriteResult) {
-        match result {
-            Ok(_) => self.refused = None,
-            Err(ClientWriteError::ForwardToLeader(forward)) => match forward.reason {
-                ForwardReason::LeaseExpired => self.try_again(),
-                ForwardReason::NotLeader | ForwardReason::LeadershipTransfer => {
-                    self.refuse(ProposeError::NotLeader {
-                        leader: forward.leader_id,
-                    });
-                }
-            },
-            Err(ClientWriteError::LogEntryDiscarded(_)) => {
-                self.refuse(ProposeError::LeadershipLost)
-            }
-            Err(
-                error @ (ClientWriteError::ChangeMembershipError(_)
-                | ClientWriteError::PreconditionFailed(_)),
-            ) => unreachable!("a proposal of commands is no membership change: {error}"),
-        }
-    }
-
-    fn try_again(mut self) {
-        let node = self.node.clone();
-        let retry = self.retry.get_or_insert_with(|| Retry {
-            pause: RETRY_PAUSE,
-            give_up: Instant::now() + node.inner.config.election_timeout,
-        });
-        if Instant::now() >= retry.give_up {
-            self.refuse(ProposeError::NoQuorum);
-            return;
-        }
-        let pause = retry.pause;
-        retry.pause = (pause * 2).min(RETRY_PAUSE_MAX);
-        node.inner.runtime.clone().spawn(async move {
-            tokio::time::sleep(pause).await;
-            node.submit(self);
-        });
-    }
-
-    fn refuse(&mut self, error: ProposeError) {
-        if let Some(refused) = self.refused.take() {
-            refused(error);
-        }
-    }
-}
-
-impl Drop for Proposal {
-    fn drop(&mut self) {
-        self.refuse(ProposeError::Stopped);
-        self.node
-            .inner
-            .proposals_in_flight
-            .fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Confirms reads for the read loop.
@@ -489,9 +422,7 @@ impl Confirm for NodeConfirm {
                 tracing::warn!(peer = leader, %error, "read-index answer does not decode");
                 Confirmation::Retry
             }
-            Err(PeerError::Unreachable(_) | PeerError::Timeout | PeerError::Answer(_)) => {
-                Confirmation::Retry
-            }
+            Err(_) => Confirmation::Retry,
         }
     }
 

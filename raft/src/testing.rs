@@ -374,7 +374,15 @@ impl Links {
         let state = self.state.lock();
         let cut = state.isolated.contains(&from) || state.isolated.contains(&to);
         let node = state.nodes.get(&to).filter(|_| !cut).cloned();
-        node.ok_or_else(|| PeerError::Unreachable(format!("no link from {from} to {to}")))
+        node.ok_or_else(|| PeerError::NotSent(format!("no link from {from} to {to}")))
+    }
+
+    /// The link still stands, so an answer passes.
+    fn passes(&self, from: u64, to: u64) -> Result<(), PeerError> {
+        match self.route(from, to) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(PeerError::Unreachable(error.to_string())),
+        }
     }
 }
 
@@ -397,7 +405,7 @@ impl PeerTransport for Link {
                 .await
                 .map_err(|_| PeerError::Timeout)?
                 .map_err(|error| PeerError::Answer(error.to_string()))?;
-            self.links.route(self.from, peer)?;
+            self.links.passes(self.from, peer)?;
             Ok(answer)
         })
     }
@@ -417,7 +425,7 @@ impl PeerTransport for Link {
             let answers = node.answer_append_stream(Box::pin(passing));
             let (links, from) = (self.links.clone(), self.from);
             let answers = answers
-                .map(move |answer| links.route(from, peer).map(|_| answer))
+                .map(move |answer| links.passes(from, peer).map(|()| answer))
                 .chain(stream::iter([Err(PeerError::Unreachable(
                     "the stream ended".into(),
                 ))]));

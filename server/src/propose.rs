@@ -169,7 +169,7 @@ fn refusal(why: ProposeError) -> Error {
     match why {
         ProposeError::NotLeader { .. } | ProposeError::NoQuorum => Error::NoLeader,
         ProposeError::Overloaded => Error::TooManyRequests,
-        ProposeError::LeadershipLost => Error::Timeout,
+        ProposeError::LeadershipLost | ProposeError::NoAnswer => Error::Timeout,
         ProposeError::Stopped => Error::Stopped,
     }
 }

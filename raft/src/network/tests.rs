@@ -117,17 +117,10 @@ async fn three_members_elect_a_leader_and_apply_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_follower_refuses_proposals_by_naming_the_leader_and_serves_linearizable_reads() {
+async fn a_follower_serves_linearizable_reads() {
     let cluster = Cluster::start(|config| config).await;
     let leader = cluster.leader().await;
     let follower = cluster.member(other_than(leader));
-    let refused = follower.propose(vec!["x".into()]).await;
-    assert_eq!(
-        refused,
-        Ok(ProposeError::NotLeader {
-            leader: Some(leader)
-        })
-    );
     for number in 0..20 {
         cluster
             .member(leader)
@@ -136,6 +129,90 @@ async fn a_follower_refuses_proposals_by_naming_the_leader_and_serves_linearizab
         follower.node().linearizable().await.unwrap();
         assert_eq!(follower.ledger.commands().len(), number + 1);
     }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_hands_proposals_to_the_leader_and_applies_them_itself() {
+    let cluster = Cluster::start(|config| config).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.member(other_than(leader));
+    for number in 0..20 {
+        let command = format!("command {number}");
+        follower.put(command.clone()).await;
+        assert_eq!(follower.ledger.commands().last().unwrap(), &command);
+    }
+    for id in 1..=3 {
+        cluster.caught_up(id, leader).await;
+        assert_eq!(cluster.member(id).ledger.commands().len(), 20);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proposal_that_was_never_sent_is_tried_again_until_a_leader_takes_it() {
+    let cluster = Cluster::start(|config| config).await;
+    let old = cluster.leader().await;
+    let follower = cluster.member(other_than(old));
+    cluster.links.isolate(follower.id);
+    let refused = follower.propose(vec!["once".into()]);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    cluster.links.heal();
+    cluster.leader().await;
+    let mut applied = follower.node().watch_applied();
+    let seen = applied.wait_for(|_| follower.ledger.commands() == ["once"]);
+    tokio::time::timeout(crate::testing::PATIENCE, seen)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(refused.await.is_err(), "applied, so never refused");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proposal_whose_answer_is_lost_is_unknown_and_not_sent_twice() {
+    let cluster = Cluster::start(|config| config).await;
+    let old = cluster.leader().await;
+    let follower = cluster.member(other_than(old));
+    // The leader has the entry in its log when the link goes, and never answers.
+    cluster.member(old).ledger.shut();
+    let refused = follower.propose(vec!["unknown".into()]);
+    let before = cluster.member(old).node().status().last_log_index;
+    let mut log = cluster.member(old).node().watch_status();
+    while cluster.member(old).node().status().last_log_index == before {
+        let _ = tokio::time::timeout(Duration::from_millis(5), log.changed()).await;
+    }
+    cluster.links.isolate(old);
+    cluster.member(old).ledger.open();
+    assert_eq!(refused.await, Ok(ProposeError::NoAnswer));
+    cluster.links.heal();
+    let leader = cluster.leader().await;
+    cluster.member(leader).put("after").await;
+    for id in 1..=3 {
+        cluster.caught_up(id, leader).await;
+        let commands = cluster.member(id).ledger.commands();
+        let times = commands.iter().filter(|c| *c == "unknown").count();
+        assert!(times <= 1, "applied {times} times");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_answers_that_of_another_member() {
+    struct Echo;
+    impl crate::App for Echo {
+        fn answer(&self, request: Bytes) -> Pin<Box<dyn Future<Output = Bytes> + Send + '_>> {
+            Box::pin(async move { [&b"heard "[..], &request].concat().into() })
+        }
+    }
+    let cluster = Cluster::start(|config| config).await;
+    let ask = || {
+        let asking = cluster.member(1).node();
+        asking.ask(2, "you".into(), Duration::from_secs(10))
+    };
+    assert!(matches!(ask().await, Err(PeerError::Answer(_))));
+    cluster.member(2).node().serve_app(Arc::new(Echo));
+    assert_eq!(ask().await.unwrap(), "heard you");
     cluster.stop().await;
 }
 
@@ -246,7 +323,7 @@ async fn a_cluster_of_one_reaches_nobody() {
         .call(2, Rpc::Vote, Bytes::new(), Duration::from_secs(1))
         .await;
     assert!(
-        matches!(refused, Err(PeerError::Unreachable(_))),
+        matches!(refused, Err(PeerError::NotSent(_))),
         "{refused:?}"
     );
 }
