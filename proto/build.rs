@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "v3election.proto",
         "health.proto",
         "command.proto",
+        "peer.proto",
     ];
     let descriptors = protox::compile(files.map(|f| root.join(f)), [root])?;
     println!("cargo::rerun-if-changed=proto");

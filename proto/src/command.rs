@@ -12,7 +12,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
-use crate::commandpb::{ClusterVersionSet, MemberPublish};
+use crate::commandpb::{ClusterBegin, ClusterVersionSet, MemberPublish};
 use crate::etcdserverpb::{
     AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseCheckpointRequest, LeaseGrantRequest,
     LeaseRevokeRequest, PutRequest, TxnRequest,
@@ -125,6 +125,7 @@ commands! {
     8 Alarm(AlarmRequest),
     9 MemberPublish(MemberPublish),
     10 ClusterVersionSet(ClusterVersionSet),
+    20 ClusterBegin(ClusterBegin),
 }
 
 impl Command {

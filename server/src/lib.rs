@@ -6,6 +6,7 @@
 
 mod alarm;
 mod apply;
+mod bootstrap;
 mod clock;
 mod cluster;
 mod compactor;
@@ -20,7 +21,9 @@ pub mod logging;
 mod member;
 pub mod metrics;
 mod pages;
+mod peer;
 mod propose;
+mod publish;
 mod quota;
 mod read;
 mod rpc;

@@ -264,6 +264,7 @@ impl Applier {
             Body::Alarm(request) => self.alarm(request, extra),
             Body::MemberPublish(request) => self.member_publish(request, extra),
             Body::ClusterVersionSet(request) => self.cluster_version_set(request, extra),
+            Body::ClusterBegin(request) => self.cluster_begin(request, extra),
         };
         if let Err(Error::Storage(reason)) = &outcome {
             return Err(io::Error::other(reason.clone()));
@@ -283,6 +284,7 @@ impl Applier {
             Body::Alarm(_)
                 | Body::MemberPublish(_)
                 | Body::ClusterVersionSet(_)
+                | Body::ClusterBegin(_)
                 | Body::LeaseCheckpoint(_)
         );
         if changes && self.alarms.is_raised(AlarmType::Corrupt) {
