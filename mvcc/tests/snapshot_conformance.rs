@@ -500,6 +500,7 @@ fn watch(store: &Arc<Store>, start_revision: i64) -> WatchStream {
             progress_interval: Duration::from_secs(3600),
             fragment_bytes_min: 2 << 20,
             header: Default::default(),
+            wake_group: None,
         },
     );
     let request = WatchCreateRequest {

@@ -252,6 +252,11 @@ impl Node {
         self.inner.log.flushed_index()
     }
 
+    /// Newest index that this member can no longer send as an entry: a member behind it needs a snapshot.
+    pub fn purged_index(&self) -> u64 {
+        self.inner.log.purged_index()
+    }
+
     /// Asks for a checkpoint of the state machine now, which lets older log files go.
     pub async fn checkpoint(&self) -> Result<()> {
         self.inner

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use kv_mvcc::backend::{Backend, EngineKind, Keyspace};
+use kv_mvcc::backend::{Backend, EngineKind};
 use kv_mvcc::{Store, StoreOptions};
 use kv_raft::Node;
 use kv_wal::Wal;
@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
-use crate::apply::Applier;
+use crate::apply::{self, Applier};
 use crate::bootstrap::{self, Beginning, Bootstrap};
 use crate::cluster::Cluster;
 use crate::config::{Config, StorageEngine, Url};
@@ -104,7 +104,8 @@ impl Server {
         backend.set_commit_gate(move |index| wait_flushed(&gate, index));
 
         let cluster = Arc::new(Cluster::new(identity.cluster_id));
-        let alarms = Arc::new(restore_state(&backend, &cluster)?);
+        let alarms = Arc::new(Alarms::default());
+        apply::restore_tables(&backend, &cluster, &alarms)?;
         let is_blank = recovered.vote.is_none()
             && recovered.entries.is_empty()
             && recovered.purged.is_none()
@@ -601,7 +602,7 @@ fn open_wal(folder: &DataDir, identity: kv_wal::Identity) -> Result<(Wal, kv_wal
 }
 
 /// Blocks until log entry `index`, which is applied, is on this member's disk: the database must not be ahead of the log.
-fn wait_flushed(wal: &Wal, index: u64) {
+pub(crate) fn wait_flushed(wal: &Wal, index: u64) {
     if wal.flushed_index() >= index {
         return;
     }
@@ -617,35 +618,6 @@ fn wait_flushed(wal: &Wal, index: u64) {
             std::thread::park();
         }
     }
-}
-
-/// Reads back what the apply loop keeps beside the keys.
-fn restore_state(backend: &Backend, cluster: &Cluster) -> Result<Alarms> {
-    let view = backend.view()?;
-    let mut members = Vec::new();
-    view.scan(Keyspace::Members, &[], None, &mut |_, json| {
-        members.push(bytes::Bytes::copy_from_slice(json));
-        std::ops::ControlFlow::Continue(())
-    })?;
-    let mut removed = Vec::new();
-    view.scan(Keyspace::MembersRemoved, &[], None, &mut |id, _| {
-        removed.extend(
-            std::str::from_utf8(id)
-                .ok()
-                .and_then(|id| u64::from_str_radix(id, 16).ok()),
-        );
-        std::ops::ControlFlow::Continue(())
-    })?;
-    let version = view.get(Keyspace::Cluster, Cluster::version_key())?;
-    cluster
-        .restore(members, removed, version)
-        .context("the member table cannot be read")?;
-    let mut alarms = Vec::new();
-    view.scan(Keyspace::Alarm, &[], None, &mut |key, _| {
-        alarms.push(bytes::Bytes::copy_from_slice(key));
-        std::ops::ControlFlow::Continue(())
-    })?;
-    Alarms::restore(alarms).context("the alarms cannot be read")
 }
 
 /// A failed write or fsync ends the process at once: no further acknowledgement may leave it.

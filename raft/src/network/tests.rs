@@ -322,10 +322,7 @@ async fn a_cluster_of_one_reaches_nobody() {
     let refused = NoPeers
         .call(2, Rpc::Vote, Bytes::new(), Duration::from_secs(1))
         .await;
-    assert!(
-        matches!(refused, Err(PeerError::NotSent(_))),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(PeerError::NotSent(_))), "{refused:?}");
 }
 
 #[tokio::test]
