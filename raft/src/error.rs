@@ -82,6 +82,75 @@ pub enum ProposeError {
     Stopped,
 }
 
+/// Why the members were not changed.
+///
+/// After [`LeadershipLost`](Self::LeadershipLost) and [`Stopped`](Self::Stopped) the outcome is
+/// unknown; after the others the change is in no log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// Only the leader changes the members; `leader` is who leads, if known.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader, if one is known.
+        leader: Option<u64>,
+    },
+    /// This member leads but heard from no quorum for two election timeouts.
+    #[error("no quorum")]
+    NoQuorum,
+    /// Another change was not committed for two election timeouts.
+    #[error("another change of the members is under way")]
+    InProgress,
+    /// The id is taken.
+    #[error("already a member")]
+    AlreadyAMember,
+    /// The id is not in use.
+    #[error("not a member")]
+    NotAMember,
+    /// The member votes already.
+    #[error("not a learner")]
+    NotALearner,
+    /// The learner does not answer, or lacks more than a tenth of the log.
+    #[error("the learner has {matching} of {last} entries or does not answer")]
+    LearnerNotReady {
+        /// Newest index it has.
+        matching: u64,
+        /// Newest index of the leader.
+        last: u64,
+    },
+    /// Without the member nobody could vote.
+    #[error("the last voter cannot be removed")]
+    LastVoter,
+    /// Leadership went away while the entry was in the log.
+    #[error("leadership lost, outcome unknown")]
+    LeadershipLost,
+    /// The node stopped.
+    #[error("stopped, outcome unknown")]
+    Stopped,
+}
+
+/// Why leadership was not handed over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// This member does not lead, or somebody else than the target took over.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader, if one is known.
+        leader: Option<u64>,
+    },
+    /// The target has no vote.
+    #[error("the target is no voter")]
+    NotAVoter,
+    /// The target does not answer, or lacks too much of the log; nothing was tried.
+    #[error("the target does not answer or is behind")]
+    NotReady,
+    /// The target did not take over in time.
+    #[error("the target did not take over in time")]
+    TimedOut,
+    /// The node stopped.
+    #[error("stopped")]
+    Stopped,
+}
+
 /// Why a linearizable read could not be confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {

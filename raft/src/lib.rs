@@ -30,7 +30,10 @@ mod types;
 pub mod wire;
 
 pub use config::Config;
-pub use error::{Error, PeerError, ProposeError, ReadError, Result};
+pub use error::{
+    Error, MembershipError, PeerError, ProposeError, ReadError, Result, TransferError,
+};
+pub use membership::PeerProgress;
 pub use network::{AnswerStream, ByteStream, Lane, NoPeers, PeerFuture, PeerTransport, Rpc};
 pub use node::{App, Node};
 pub use proposal::Refused;

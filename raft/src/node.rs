@@ -15,15 +15,17 @@ use futures_util::StreamExt;
 use kv_wal::{Recovered, Wal};
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
+use openraft::raft::VoteResponse;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::error::{Error, PeerError, ReadError, Result};
+use crate::error::{Error, MembershipError, PeerError, ReadError, Result, TransferError};
 use crate::log_store::LogStore;
-use crate::membership::{self, fatal_error};
+use crate::membership::{self, Change, PeerProgress, fatal_error};
 use crate::network::{ByteStream, Factory, PeerTransport, Rpc};
 use crate::proposal::{self, Refused};
 use crate::read_index::{Confirm, Confirmation, Reads};
@@ -58,10 +60,20 @@ pub(crate) struct Inner {
     app: OnceLock<Arc<dyn App>>,
     pub(crate) proposals_in_flight: AtomicUsize,
     pub(crate) stopping: AtomicBool,
+    /// Until then a leader of before the start may still trust its lease.
+    votes_from: Instant,
     /// Closed when the apply worker has ended.
     pub(crate) apply_ended: watch::Receiver<()>,
     /// What `shutdown` joins.
     tasks: Mutex<Option<Tasks>>,
+}
+
+impl Inner {
+    /// A member that just restarted has forgotten when it last heard from a leader, and a leader
+    /// counts on its followers to elect nobody else for one lease.
+    fn withholds_vote(&self) -> bool {
+        Instant::now() < self.votes_from
+    }
 }
 
 struct Tasks {
@@ -84,6 +96,10 @@ impl Node {
         transport: Arc<dyn PeerTransport>,
     ) -> Result<Node> {
         let raft_config = Arc::new(config.to_openraft()?);
+        let votes_from = match recovered.vote {
+            Some(_) => Instant::now() + config.leader_lease(),
+            None => Instant::now(),
+        };
         let log = LogStore::open(wal, recovered, config.tail_bytes_max)?;
         let (adapter, events) = Adapter::open(machine).map_err(Error::StateMachine)?;
         let network = Factory {
@@ -145,6 +161,7 @@ impl Node {
                 app: OnceLock::new(),
                 proposals_in_flight: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
+                votes_from,
                 apply_ended: events.ended,
                 tasks: Mutex::new(Some(Tasks {
                     reads: read_loop,
@@ -162,6 +179,51 @@ impl Node {
     /// new cluster may simply have come from a member that was faster.
     pub async fn initialize(&self, voters: &[u64]) -> Result<()> {
         membership::initialize(&self.inner.raft, voters).await
+    }
+
+    /// Adds a member without a vote, which may be absent; `command` explains the change to the
+    /// state machine in the same entry. For the leader; resolves when it is applied here.
+    pub async fn add_learner(
+        &self,
+        id: u64,
+        command: Option<Bytes>,
+    ) -> std::result::Result<(), MembershipError> {
+        membership::change(&self.inner, Change::AddLearner(id), command).await
+    }
+
+    /// Gives a learner a vote if it answers and holds nine tenths of the log.
+    pub async fn promote(
+        &self,
+        id: u64,
+        command: Option<Bytes>,
+    ) -> std::result::Result<(), MembershipError> {
+        membership::change(&self.inner, Change::Promote(id), command).await
+    }
+
+    /// Takes a member out; its id must never be used again. A leader that removes itself steps
+    /// down when the change is committed; it should hand over first.
+    pub async fn remove(
+        &self,
+        id: u64,
+        command: Option<Bytes>,
+    ) -> std::result::Result<(), MembershipError> {
+        membership::change(&self.inner, Change::Remove(id), command).await
+    }
+
+    /// Hands leadership to the voter `to` and resolves when it leads. Writes are refused, and tried
+    /// again, meanwhile. A target that is absent or far behind is refused before anything is tried.
+    pub async fn transfer_leader(&self, to: u64) -> std::result::Result<(), TransferError> {
+        membership::transfer_leader(&self.inner, to).await
+    }
+
+    /// The voter that is best fit to lead after this member, if one answers.
+    pub fn successor(&self) -> Option<u64> {
+        membership::best_successor(&self.inner)
+    }
+
+    /// How far the leader knows a member to be; none on other members and of unknown ones.
+    pub fn peer_progress(&self, id: u64) -> Option<PeerProgress> {
+        membership::progress(&self.inner, id)
     }
 
     /// Proposes `commands`, at least one, as one entry. Never blocks; may be called from any thread.
@@ -316,11 +378,17 @@ impl Node {
         match rpc {
             Rpc::Vote => {
                 let request = wire::decode_vote_request(request).map_err(bad)?;
+                if !request.leadership_transfer && self.inner.withholds_vote() {
+                    return self.refuse_vote().await;
+                }
                 let answer = raft.vote(request).await.map_err(raft_error)?;
                 Ok(wire::encode_vote_answer(&answer))
             }
             Rpc::PreVote => {
                 let request = wire::decode_vote_request(request).map_err(bad)?;
+                if self.inner.withholds_vote() {
+                    return self.refuse_vote().await;
+                }
                 let answer = raft.pre_vote(request).await.map_err(raft_error)?;
                 Ok(wire::encode_vote_answer(&answer))
             }
@@ -348,6 +416,15 @@ impl Node {
                 Ok(app.answer(request).await)
             }
         }
+    }
+
+    /// Says no to a candidate, in the words of this member's last vote.
+    async fn refuse_vote(&self) -> Result<Bytes> {
+        let refusal = |state: &openraft::RaftState<crate::types::TypeConfig>| {
+            VoteResponse::new(*state.vote_ref(), state.log_ids.last().copied(), false)
+        };
+        let answer = self.inner.raft.with_raft_state(refusal).await;
+        Ok(wire::encode_vote_answer(&answer.map_err(fatal_error)?))
     }
 
     /// Answers a stream of appends that another member sent; ends when `requests` end, do not

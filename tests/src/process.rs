@@ -33,7 +33,11 @@ pub struct Kvd {
 impl Kvd {
     /// Starts a member over `data_dir` on free ports; it serves when [`Kvd::connect`] returns.
     pub fn start(data_dir: &Path, options: KvdOptions) -> Kvd {
-        let (client_port, peer_port) = (free_port(), free_port());
+        Kvd::start_on(data_dir, free_port(), free_port(), options)
+    }
+
+    /// Starts a member on given ports. Flags in `options` replace those of a cluster of one.
+    pub fn start_on(data_dir: &Path, client_port: u16, peer_port: u16, options: KvdOptions) -> Kvd {
         let child = spawn(data_dir, client_port, peer_port, &options);
         Kvd {
             child,
@@ -83,6 +87,11 @@ impl Kvd {
     pub fn kill(&mut self) {
         self.child.kill().expect("the child is ours to kill");
         self.child.wait().expect("the child can be waited for");
+    }
+
+    /// The exit status, if the process has ended.
+    pub fn try_wait(&mut self) -> std::io::Result<Option<std::process::ExitStatus>> {
+        self.child.try_wait()
     }
 
     /// Asks the process to stop and waits for its exit status.
@@ -164,19 +173,18 @@ fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions
             "--initial-advertise-peer-urls",
             &peer,
         ])
-        .args([
-            "--initial-cluster",
-            &format!("default={peer}"),
-            "--log-level",
-            "warn",
-        ])
+        .args(["--log-level", "warn"])
         .args(&options.args)
         .envs(options.env.iter().cloned())
         .stdin(Stdio::null());
+    if !options.args.iter().any(|arg| arg == "--initial-cluster") {
+        command.args(["--initial-cluster", &format!("default={peer}")]);
+    }
     command.spawn().expect("kvd can be started")
 }
 
-fn free_port() -> u16 {
+/// A port of the loopback address that nobody listens on now.
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     listener
         .local_addr()

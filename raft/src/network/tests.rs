@@ -1,97 +1,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::testing::{Links, Member};
+use crate::testing::Cluster;
 use crate::{Config, ProposeError, Role};
-
-/// Three members of one cluster, one of which leads.
-struct Cluster {
-    links: Links,
-    members: Vec<Member>,
-}
-
-impl Cluster {
-    async fn start(tune: impl Fn(Config) -> Config) -> Cluster {
-        let links = Links::default();
-        let mut members = Vec::new();
-        for id in 1..=3 {
-            let mut member = Member::new(tune(steady_config(id)), links.transport(id));
-            links.connect(id, member.start().await);
-            members.push(member);
-        }
-        for member in &members {
-            // A member whom another's first entries have already reached has nothing to write.
-            match member.node().initialize(&[1, 2, 3]).await {
-                Ok(()) | Err(crate::Error::AlreadyInitialized) => {}
-                Err(error) => panic!("member {}: {error}", member.id),
-            }
-        }
-        let cluster = Cluster { links, members };
-        cluster.leader().await;
-        cluster
-    }
-
-    fn member(&self, id: u64) -> &Member {
-        &self.members[id as usize - 1]
-    }
-
-    /// The id of a leader that every running member agrees on.
-    async fn leader(&self) -> u64 {
-        self.leader_of(&[1, 2, 3]).await
-    }
-
-    async fn leader_of(&self, ids: &[u64]) -> u64 {
-        let first = self.member(ids[0]);
-        loop {
-            let seen = first.wait_status(|status| status.leader.is_some()).await;
-            let leader = seen.leader.unwrap();
-            let agree = ids.iter().all(|id| {
-                let status = self.member(*id).node().status();
-                status.leader == Some(leader) && status.term == seen.term
-            });
-            if agree && ids.contains(&leader) {
-                return leader;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    /// Waits until `id` has applied what the leader has now.
-    async fn caught_up(&self, id: u64, leader: u64) {
-        let index = self.member(leader).node().linearizable().await.unwrap();
-        let applied = self.member(id).node().wait_applied(index);
-        tokio::time::timeout(crate::testing::PATIENCE, applied)
-            .await
-            .unwrap()
-            .unwrap();
-    }
-
-    async fn stop_member(&mut self, id: u64) {
-        self.links.disconnect(id);
-        self.members[id as usize - 1].stop().await;
-    }
-
-    async fn start_member(&mut self, id: u64) {
-        let node = self.members[id as usize - 1].start().await;
-        self.links.connect(id, node);
-    }
-
-    async fn stop(mut self) {
-        for member in &mut self.members {
-            member.stop().await;
-        }
-    }
-}
-
-/// Timers that a busy machine keeps.
-fn steady_config(member_id: u64) -> Config {
-    Config {
-        member_id,
-        election_timeout: Duration::from_millis(1500),
-        heartbeat_interval: Duration::from_millis(150),
-        ..Config::default()
-    }
-}
 
 fn other_than(leader: u64) -> u64 {
     leader % 3 + 1
@@ -156,7 +67,9 @@ async fn a_proposal_that_was_never_sent_is_tried_again_until_a_leader_takes_it()
     let follower = cluster.member(other_than(old));
     cluster.links.isolate(follower.id);
     let refused = follower.propose(vec!["once".into()]);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    while cluster.links.proposals_not_sent() < 3 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     cluster.links.heal();
     cluster.leader().await;
     let mut applied = follower.node().watch_applied();

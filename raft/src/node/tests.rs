@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::ProposeError;
+use crate::config::PROPOSALS_IN_FLIGHT_MAX;
 use crate::testing::{Breakage, Member, PATIENCE, fast_config};
 
 fn command(number: usize) -> Bytes {

@@ -91,6 +91,7 @@ impl Peer for PeerService {
             CallKind::ReadIndex => Rpc::ReadIndex,
             CallKind::Propose => Rpc::Propose,
             CallKind::App => Rpc::App,
+            CallKind::Probe => return Ok(self.signed(CallResponse::default())),
             CallKind::Unspecified => {
                 return Err(Status::unimplemented(format!(
                     "call kind {} is not known to this build",

@@ -107,7 +107,7 @@ impl Transport {
     fn peer(&self, id: u64) -> Result<Arc<Peer>, PeerError> {
         if self.parts.cluster.is_removed(id) {
             self.peers.write().remove(&id);
-            return Err(PeerError::Unreachable(format!(
+            return Err(PeerError::NotSent(format!(
                 "member {id:x} is removed from the cluster"
             )));
         }
@@ -130,25 +130,13 @@ impl PeerTransport for Transport {
         request: Bytes,
         timeout: Duration,
     ) -> PeerFuture<'_, Bytes> {
-        let begun = Instant::now();
         let parts = self.parts.clone();
         let peer = self.peer(peer);
         Box::pin(async move {
             let peer = peer?;
-            let bytes = request.len();
-            let message = CallRequest {
-                kind: kind(rpc) as i32,
-                payload: request,
-            };
-            let mut client = peer.heartbeat.clone();
-            let request = parts.request(&peer, message);
-            let answer = within(begun + timeout, client.call(request)).await;
-            let answer = parts.checked(&peer, bytes, answer)?;
-            let took = begun.elapsed().as_secs_f64();
-            let round_trip = &parts.metrics.network.peer_round_trip;
-            round_trip.with_label_values(&[&peer.name]).observe(took);
-            parts.received(&peer, answer.payload.len());
-            Ok(answer.payload)
+            parts
+                .call(&peer, kind(rpc), rpc.lane(), request, timeout)
+                .await
         })
     }
 
@@ -165,13 +153,10 @@ impl PeerTransport for Transport {
         Box::pin(async move {
             let peer = peer?;
             let messages = parts.appends(&peer, requests);
-            let mut client = match lane {
-                Lane::Replication => peer.replication.clone(),
-                Lane::Heartbeat => peer.heartbeat.clone(),
-            };
+            let mut client = peer.client(lane);
             let request = parts.request(&peer, messages);
             let opened = within(begun + timeout, client.append(request)).await;
-            let answers = parts.checked(&peer, 0, opened)?;
+            let answers = parts.checked(&peer, opened)?;
             Ok(append_answers(parts, peer, answers))
         })
     }
@@ -203,11 +188,12 @@ impl PeerTransport for Transport {
                 Some(error) => Err(PeerError::Unreachable(format!(
                     "the snapshot cannot be read: {error}"
                 ))),
-                None => parts.checked(&peer, bytes as usize, answer),
+                None => parts.checked(&peer, answer),
             };
             let took = begun.elapsed();
             match result {
                 Ok(answer) => {
+                    network.peer_sent_bytes.with_label_values(to).inc_by(bytes);
                     network.snapshot_send_success.with_label_values(to).inc();
                     let seconds = network.snapshot_send_seconds.with_label_values(to);
                     seconds.observe(took.as_secs_f64());
@@ -226,6 +212,15 @@ impl PeerTransport for Transport {
                 }
             }
         })
+    }
+}
+
+impl Peer {
+    fn client(&self, lane: Lane) -> PeerClient<Channel> {
+        match lane {
+            Lane::Replication => self.replication.clone(),
+            Lane::Heartbeat => self.heartbeat.clone(),
+        }
     }
 }
 
@@ -286,11 +281,48 @@ impl Parts {
         Appends { requests, sent }
     }
 
-    /// The message of an answer that comes from the right member; `sent` bytes were the question.
+    /// One request, one answer.
+    async fn call(
+        &self,
+        peer: &Peer,
+        kind: CallKind,
+        lane: Lane,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, PeerError> {
+        let begun = Instant::now();
+        let bytes = payload.len();
+        let message = CallRequest {
+            kind: kind as i32,
+            payload,
+        };
+        let mut client = peer.client(lane);
+        let answer = within(begun + timeout, client.call(self.request(peer, message))).await;
+        let answer = match answer {
+            // What waits for the leader's apply may wait longer than its caller: the member is there.
+            Err(status) if lane == Lane::Replication && is_timeout(&status) => {
+                return Err(PeerError::Timeout);
+            }
+            answer => self.checked(peer, answer)?,
+        };
+        let network = &self.metrics.network;
+        let to: &[&str] = &[&peer.name];
+        network
+            .peer_sent_bytes
+            .with_label_values(to)
+            .inc_by(bytes as u64);
+        if lane == Lane::Heartbeat {
+            let took = begun.elapsed().as_secs_f64();
+            network.peer_round_trip.with_label_values(to).observe(took);
+        }
+        self.received(peer, answer.payload.len());
+        Ok(answer.payload)
+    }
+
+    /// The message of an answer that comes from the right member.
     fn checked<T>(
         &self,
         peer: &Peer,
-        sent: usize,
         answer: Result<tonic::Response<T>, Status>,
     ) -> Result<T, PeerError> {
         let answer = answer.map_err(|status| self.failed(peer, &status))?;
@@ -298,8 +330,6 @@ impl Parts {
             return Err(PeerError::Unreachable(refusal.to_string()));
         }
         let network = &self.metrics.network;
-        let sent_bytes = network.peer_sent_bytes.with_label_values(&[&peer.name]);
-        sent_bytes.inc_by(sent as u64);
         let mut active = peer.active.lock();
         if active.is_none() {
             *active = Some(Instant::now());
@@ -403,9 +433,17 @@ async fn within<T>(
     }
 }
 
+fn is_timeout(status: &Status) -> bool {
+    status.code() == tonic::Code::DeadlineExceeded
+}
+
 fn peer_error(status: &Status) -> PeerError {
-    if status.code() == tonic::Code::DeadlineExceeded {
+    if is_timeout(status) {
         return PeerError::Timeout;
+    }
+    if status.code() == tonic::Code::FailedPrecondition {
+        // The handshake comes before the request.
+        return PeerError::NotSent(status.message().to_owned());
     }
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
