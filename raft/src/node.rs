@@ -238,6 +238,14 @@ impl Node {
         proposal::propose(&self.inner, commands, refused);
     }
 
+    /// Proposes `commands` as one entry if this member leads in `term`, and refuses otherwise.
+    ///
+    /// For what only a leader may decide: should it have lost its leadership meanwhile without
+    /// noticing, the commands are in no log, also if it leads again or knows who does.
+    pub fn propose_in_term(&self, term: u64, commands: Vec<Bytes>, refused: Refused) {
+        proposal::propose_in_term(&self.inner, term, commands, refused);
+    }
+
     /// Sets who answers [`Node::ask`] of other members; once, before peers ask.
     pub fn serve_app(&self, app: Arc<dyn App>) {
         assert!(
