@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "health.proto",
         "command.proto",
         "peer.proto",
+        "leader.proto",
     ];
     let descriptors = protox::compile(files.map(|f| root.join(f)), [root])?;
     println!("cargo::rerun-if-changed=proto");

@@ -112,6 +112,13 @@ pub(crate) async fn change(
     change: Change,
     command: Option<Bytes>,
 ) -> std::result::Result<(), MembershipError> {
+    let (role, leader) = {
+        let status = node.status.borrow();
+        (status.role, status.leader)
+    };
+    if role != Role::Leader {
+        return Err(MembershipError::NotLeader { leader });
+    }
     if let Change::Promote(id) = change {
         check_promotable(node, id).await?;
     }
@@ -206,29 +213,14 @@ async fn next_membership(
 
 /// Refuses to make a voter of a member that would only be missing from the quorum.
 async fn check_promotable(node: &Inner, id: u64) -> std::result::Result<(), MembershipError> {
+    // Whether it is a learner at all is to be said first.
+    next_membership(node, Change::Promote(id)).await?;
     let Some(progress) = progress(node, id) else {
-        let status = node.status.borrow();
-        return Err(if status.role != Role::Leader {
-            MembershipError::NotLeader {
-                leader: status.leader,
-            }
-        } else {
-            // Made known by this very call's change check, if it is no member at all.
-            drop(status);
-            next_membership(node, Change::Promote(id))
-                .await
-                .err()
-                .unwrap_or(MembershipError::LearnerNotReady {
-                    matching: 0,
-                    last: 0,
-                })
-        });
+        let leader = node.status.borrow().leader;
+        return Err(MembershipError::NotLeader { leader });
     };
     let PeerProgress { matching, last, .. } = progress;
-    let is_ready = progress.is_ready_to_vote() && probe(node, id).await.is_ok();
-    if !is_ready {
-        // A voter is told that it is one, however far it is.
-        next_membership(node, Change::Promote(id)).await?;
+    if !progress.is_ready_to_vote() || probe(node, id).await.is_err() {
         return Err(MembershipError::LearnerNotReady { matching, last });
     }
     Ok(())

@@ -16,6 +16,7 @@ use crate::apply::Response;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::peer::Transport;
 use crate::propose::Proposer;
 use crate::read::ReadBarrier;
 use crate::{Error, Result, quota};
@@ -39,6 +40,10 @@ pub(crate) struct Member {
     pub(crate) proposer: Proposer,
     pub(crate) reads: ReadBarrier,
     pub(crate) metrics: Arc<Metrics>,
+    /// Connections to the other members.
+    pub(crate) transport: Arc<Transport>,
+    /// Held while this member, as the leader, changes who the members are.
+    pub(crate) reconfiguring: tokio::sync::Mutex<()>,
     /// Canceled when the member begins to stop.
     pub(crate) stopping: CancellationToken,
     /// Origin of lease times.
@@ -56,6 +61,7 @@ pub(crate) struct Parts {
     pub(crate) alarms: Arc<Alarms>,
     pub(crate) proposer: Proposer,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) transport: Arc<Transport>,
     pub(crate) stopping: CancellationToken,
     pub(crate) started: Instant,
 }
@@ -71,6 +77,7 @@ impl Member {
             alarms,
             proposer,
             metrics,
+            transport,
             stopping,
             started,
         } = parts;
@@ -86,6 +93,8 @@ impl Member {
             proposer,
             reads,
             metrics,
+            transport,
+            reconfiguring: tokio::sync::Mutex::default(),
             stopping,
             started,
             blocking_reads,

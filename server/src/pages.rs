@@ -33,7 +33,7 @@ impl HealthSource for Member {
     }
 
     fn is_learner(&self) -> bool {
-        self.node.status().learners.contains(&self.id)
+        self.cluster.is_learner(self.id)
     }
 
     fn alarms(&self) -> Vec<AlarmType> {

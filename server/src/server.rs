@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use kv_mvcc::backend::{Backend, EngineKind};
 use kv_mvcc::{Store, StoreOptions};
 use kv_raft::Node;
@@ -34,13 +34,16 @@ use crate::propose::Proposer;
 use crate::rpc::{Dispatch, Offers};
 use crate::tls::{TlsAcceptor, TlsConnector};
 use crate::wait::{self, Wait};
-use crate::{clock, compactor, disk_space, lease_expiry, publish};
+use crate::{clock, compactor, disk_space, leader, lease_expiry, publish, reconfigure};
 
 /// Clients are served once this member is published, or after this time, so that a member without a quorum still
 /// answers what needs none. Source: etcd v3.7, the default of its former flag for it.
 const CLUSTER_READY_MAX: Duration = Duration::from_secs(5);
 /// An fsync of the log that takes longer is worth a warning. Source: etcd v3.7.
 const SLOW_FSYNC: Duration = Duration::from_secs(1);
+
+/// How long a removed member lives on.
+const REMOVED_GRACE: Duration = Duration::from_secs(1);
 
 /// A member that serves.
 pub struct Server {
@@ -113,8 +116,17 @@ impl Server {
         if is_blank && matches!(beginning, Beginning::Restart) {
             beginning = bootstrap::begin_again(&config, identity, &connector).await?;
         }
+        if cluster.is_removed(identity.member_id) {
+            bail!(
+                "member {:x} has been permanently removed from its cluster: take the folder {} away, add the member \
+                 again with `etcdctl member add`, and start it with an empty folder",
+                identity.member_id,
+                config.data_dir.display()
+            );
+        }
         let first_voters = prepare_members(beginning, &cluster, &backend).await?;
         let wait = Wait::new(clock::wall_ms());
+        let removed = CancellationToken::new();
         let applier = Applier::new(
             store.clone(),
             cluster.clone(),
@@ -124,10 +136,10 @@ impl Server {
             identity.member_id,
             &config,
             started,
+            removed.clone(),
         );
         let raft_runtime = BackgroundRuntime::start("raft")?;
         let peer_runtime = BackgroundRuntime::start("peer")?;
-        let removed = CancellationToken::new();
         let handshake = Arc::new(Handshake::new(identity, cluster.clone(), {
             let removed = removed.clone();
             move || removed.cancel()
@@ -150,7 +162,7 @@ impl Server {
             ..Default::default()
         };
         let node = {
-            let wal = wal.clone();
+            let (wal, transport) = (wal.clone(), transport.clone());
             let starting = async move {
                 Node::start(raft_config, wal, recovered, Box::new(applier), transport).await
             };
@@ -182,9 +194,11 @@ impl Server {
             alarms,
             proposer,
             metrics,
+            transport,
             stopping,
             started,
         });
+        member.node.serve_app(leader::Answers::of(&member));
         // The RPC threads take the shards from 0 on.
         Wait::use_shard(wait::OWN_SHARD);
         tokio::spawn(wait.clone().dispatch(wait::OWN_SHARD));
@@ -214,6 +228,7 @@ impl Server {
             published,
         ));
         tokio::spawn(publish::set_version(member.clone()));
+        tokio::spawn(reconfigure::promote_staged(member.clone()));
         tokio::select! {
             _ = is_published => {}
             () = tokio::time::sleep(CLUSTER_READY_MAX) => {
@@ -276,6 +291,8 @@ impl Server {
     /// Resolves when this member learns that it was removed from its cluster: it must stop, and may never come back.
     pub async fn removed(&self) {
         self.removed.cancelled().await;
+        // Others may still need this member's last entries, as the one who led. Source: etcd waits as long.
+        tokio::time::sleep(REMOVED_GRACE).await;
     }
 
     /// Stops in order; what was acknowledged is on disk before this returns.
@@ -293,6 +310,7 @@ impl Server {
             removed: _,
             _folder,
         } = self;
+        reconfigure::hand_over(&member).await;
         stop_listening.cancel();
         for task in accepting {
             let _ = task.await;

@@ -29,6 +29,7 @@ use kv_proto::etcdserverpb::{
 };
 use kv_raft::{Applied, CommittedEntry, EntryBody, InstallFuture, SnapshotSource, StateMachine};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
 use crate::cluster::Cluster;
@@ -76,6 +77,8 @@ pub(crate) struct Applier {
     pub(crate) slow: Duration,
     /// Origin of lease deadlines.
     pub(crate) started: Instant,
+    /// Canceled when this member applies its own removal.
+    removed: CancellationToken,
     /// The entry being applied.
     position: Position,
     /// From which index on which term and membership hold; a checkpoint names both for its index.
@@ -109,6 +112,7 @@ impl Applier {
         member_id: u64,
         config: &Config,
         started: Instant,
+        removed: CancellationToken,
     ) -> Applier {
         let position = Position::default();
         let epochs = Arc::default();
@@ -122,6 +126,7 @@ impl Applier {
             quota_bytes: config.quota_bytes(),
             slow: config.warning_apply_duration,
             started,
+            removed,
             position,
             epochs,
         }
@@ -197,12 +202,13 @@ impl Applier {
                 membership,
                 command,
             } => {
-                self.record(complete, vec![put_meta(MEMBERSHIP, membership)]);
-                if command.is_some() {
-                    return Err(io::Error::other(format!(
-                        "entry {index} changes the members with a command that this build does not know: start a newer build"
-                    )));
+                let mut extra = vec![put_meta(MEMBERSHIP, membership)];
+                if let Some(bytes) = command {
+                    let command = Command::decode(bytes)
+                        .map_err(|e| io::Error::other(format!("entry {index}: {e}")))?;
+                    extra.extend(self.change_members(command.body)?);
                 }
+                self.record(complete, extra);
             }
             EntryBody::Commands(commands) => {
                 let count = commands.len();
@@ -288,6 +294,13 @@ impl Applier {
             Body::Alarm(request) => self.alarm(request, extra),
             Body::MemberPublish(request) => self.member_publish(request, extra),
             Body::ClusterVersionSet(request) => self.cluster_version_set(request, extra),
+            Body::MemberUpdate(request) => self.member_update(request, extra),
+            Body::MemberAdd(_) | Body::MemberPromote(_) | Body::MemberRemove(_) => {
+                return Err(io::Error::other(format!(
+                    "command {} came without a membership",
+                    body.name()
+                )));
+            }
             Body::ClusterBegin(request) => self.cluster_begin(request, extra),
         };
         if let Err(Error::Storage(reason)) = &outcome {
@@ -307,6 +320,7 @@ impl Applier {
             body,
             Body::Alarm(_)
                 | Body::MemberPublish(_)
+                | Body::MemberUpdate(_)
                 | Body::ClusterVersionSet(_)
                 | Body::ClusterBegin(_)
                 | Body::LeaseCheckpoint(_)

@@ -60,6 +60,13 @@ struct State {
     version: Option<String>,
 }
 
+impl Member {
+    /// Whether it has told its name, which it does when it first serves. Source: etcd's IsStarted.
+    pub(crate) fn is_started(&self) -> bool {
+        !self.name.is_empty()
+    }
+}
+
 impl Cluster {
     /// A cluster without members.
     pub(crate) fn new(id: u64) -> Cluster {
@@ -118,6 +125,15 @@ impl Cluster {
     /// The member `id`.
     pub(crate) fn member(&self, id: u64) -> Option<Member> {
         self.state.read().members.get(&id).cloned()
+    }
+
+    /// Whether the member is in the cluster without a vote. One that shall vote and is still catching up is none.
+    pub(crate) fn is_learner(&self, id: u64) -> bool {
+        let state = self.state.read();
+        state
+            .members
+            .get(&id)
+            .is_some_and(|member| member.is_learner)
     }
 
     /// Takes a member out and remembers its id for ever; returns what to store.

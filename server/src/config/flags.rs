@@ -334,7 +334,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("discovery-fallback", "exit", Target::Checked(Form::Words(&["exit", "proxy"])), "What to do when discovery fails.").not_in_file().section(Section::Clustering).accepted(NO_DISCOVERY),
     Flag::new("discovery-srv", "", Target::Checked(Form::Text), "DNS domain that lists the members.").section(Section::Clustering).accepted(NO_DISCOVERY),
     Flag::new("discovery-srv-name", "", Target::Checked(Form::Text), "Suffix of the DNS service name.").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("strict-reconfig-check", "true", Target::Bool(|c| &mut c.strict_reconfig_check), "Refuse membership changes that lose the quorum.").section(Section::Clustering).accepted(NO_PEERS),
+    Flag::new("strict-reconfig-check", "true", Target::Bool(|c| &mut c.strict_reconfig_check), "Refuse membership changes that lose the quorum.").section(Section::Clustering),
     Flag::new("pre-vote", "true", Target::Bool(|c| &mut c.pre_vote), "Ask before an election whether it could be won.").section(Section::Clustering).accepted("a single voter holds no elections"),
     Flag::new("v2-deprecation", "write-only", Target::Checked(Form::Words(&["write-only", "write-only-skip-check", "write-only-drop-data", "gone"])), "Phase of the end of the v2 store.").section(Section::Clustering).deprecated(),
     // Security.
@@ -416,7 +416,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("compact-hash-check-time", "1m0s", Target::Duration(|c| &mut c.compact_hash_check_time), "Period of the comparison of compaction hashes with peers.").section(Section::Features).accepted(NO_PEERS),
     Flag::new("watch-progress-notify-interval", "0s", Target::Duration(|c| &mut c.watch_progress_notify_interval), "Period of progress notifications. 0: 10m.").section(Section::Features),
     Flag::new("bootstrap-defrag-threshold-megabytes", "0", Target::Checked(Form::Uint), "Defragment at start if that frees as much.").section(Section::Features).accepted("space is reused without defragmentation at start"),
-    Flag::new("max-learners", "1", Target::Uint(|c| &mut c.max_learners), "Learners allowed at the same time.").section(Section::Features).accepted(NO_PEERS),
+    Flag::new("max-learners", "1", Target::Uint(|c| &mut c.max_learners), "Learners allowed at the same time.").section(Section::Features),
     Flag::new("downgrade-check-time", "5s", Target::Checked(Form::Duration), "Period of downgrade checks.").section(Section::Features).accepted(NO_PEERS),
     // Logging.
     Flag::new("logger", "zap", Target::Checked(Form::Words(&["zap"])), "Kind of logger: zap, whose fields the log lines have.").section(Section::Logging),

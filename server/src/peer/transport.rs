@@ -99,7 +99,6 @@ impl Transport {
     }
 
     /// Since when the member answers; `None` while it does not.
-    #[allow(dead_code, reason = "asked by the strict check of membership changes")]
     pub(crate) fn active_since(&self, peer: u64) -> Option<Instant> {
         *self.peers.read().get(&peer)?.active.lock()
     }
