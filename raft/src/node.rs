@@ -32,7 +32,7 @@ use crate::read_index::{Confirm, Confirmation, Reads};
 use crate::snapshot::{self, SnapshotSource};
 use crate::state_machine::{Adapter, StateMachine};
 use crate::status::{Observer, Status};
-use crate::types::{Raft, index_of};
+use crate::types::{Raft, index_of, term_of};
 use crate::wire::{self, ReadIndexAnswer};
 
 /// Answers opaque requests of other members' applications; see [`Node::ask`].
@@ -269,6 +269,16 @@ impl Node {
     /// rely on. All reads that wait share one confirmation by a quorum.
     pub async fn linearizable(&self) -> std::result::Result<u64, ReadError> {
         self.inner.reads.linearizable().await
+    }
+
+    /// Whether this member leads in `term`, confirmed by a quorum after the call began.
+    pub async fn confirm_leadership(&self, term: u64) -> bool {
+        let confirmed = self.inner.raft.get_read_linearizer(ReadPolicy::ReadIndex);
+        match confirmed.await {
+            // A leader's read index is at least the first entry of its own term.
+            Ok(linearizer) => term_of(Some(linearizer.read_log_id().log_id())) == term,
+            Err(_) => false,
+        }
     }
 
     /// The status of this moment; cheap.

@@ -16,7 +16,7 @@ mod disk_space;
 mod error;
 pub mod http;
 mod leader;
-mod lease_expiry;
+mod lease;
 mod listener;
 pub mod logging;
 mod member;

@@ -34,7 +34,7 @@ use crate::propose::Proposer;
 use crate::rpc::{Dispatch, Offers};
 use crate::tls::{TlsAcceptor, TlsConnector};
 use crate::wait::{self, Wait};
-use crate::{clock, compactor, disk_space, leader, lease_expiry, publish, reconfigure};
+use crate::{clock, compactor, disk_space, leader, lease, publish, reconfigure};
 
 /// Clients are served once this member is published, or after this time, so that a member without a quorum still
 /// answers what needs none. Source: etcd v3.7, the default of its former flag for it.
@@ -236,7 +236,7 @@ impl Server {
             }
             () = removed.cancelled() => {}
         }
-        let lease_expiry = tokio::spawn(lease_expiry::run(member.clone()));
+        let lease_expiry = tokio::spawn(lease::expiry::run(member.clone()));
         let folder = Arc::new(folder);
         let disk_space = tokio::spawn(disk_space::run(member.clone(), folder.clone(), wal.clone()));
 

@@ -65,6 +65,9 @@ impl Applier {
                 .map_err(io::Error::other)?;
             restore_tables(self.store.backend(), &self.cluster, &self.alarms)
                 .map_err(io::Error::other)?;
+            if self.cluster.is_removed(self.member_id) {
+                self.removed.cancel();
+            }
             let installed = self.resume()?;
             if installed != applied {
                 return Err(io::Error::new(

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use kv_mvcc::lease::{Renewal, WithKeys};
 use kv_proto::command::Body;
 use kv_proto::etcdserverpb::lease_server::Lease;
 use kv_proto::etcdserverpb::{
@@ -21,7 +20,7 @@ use super::status::with_grpc_go_texts;
 use super::{fill, requires_leader};
 use crate::apply::Response as Applied;
 use crate::member::Member;
-use crate::{Error, Result};
+use crate::{Error, Result, lease};
 
 /// The service over a member.
 #[derive(Clone)]
@@ -45,34 +44,6 @@ impl LeaseService {
             let id = (self.next_id.fetch_add(1, Ordering::Relaxed) & i64::MAX as u64) as i64;
             if id != 0 {
                 return id;
-            }
-        }
-    }
-}
-
-/// Renews one lease; 0 seconds if it does not exist or has expired.
-async fn renew(member: &Member, id: i64) -> Result<i64> {
-    if !member.is_leader() {
-        return Err(Error::NoLeader);
-    }
-    let lessor = member.store.lessor();
-    if !lessor.exists(id) {
-        // It may be on its way.
-        member.wait_applied().await?;
-    }
-    loop {
-        match lessor.renew(id, member.started.elapsed()) {
-            Renewal::Renewed { ttl_secs, .. } => {
-                member.metrics.debugging.leases_renewed.inc();
-                return Ok(ttl_secs);
-            }
-            Renewal::NotFound => return Ok(0),
-            Renewal::NotPrimary => return Err(Error::NotPrimaryLessor),
-            Renewal::Expired => {
-                let limit = member.config.request_timeout();
-                tokio::time::timeout(limit, lessor.revoked(id))
-                    .await
-                    .map_err(|_| Error::Timeout)?;
             }
         }
     }
@@ -139,7 +110,7 @@ impl Lease for LeaseService {
             }
             // Taken before the renewal: a client must not see a renewal at a revision that already revoked the lease.
             let header = Some(member.header(member.store.revision()));
-            match renew(&member, id).await {
+            match lease::renew(&member, id).await {
                 Ok(ttl) => Some((
                     Ok(LeaseKeepAliveResponse { header, id, ttl }),
                     Some((member, requests)),
@@ -155,36 +126,13 @@ impl Lease for LeaseService {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let request = request.into_inner();
-        let member = &self.member;
-        if !member.is_leader() {
-            return Err(Error::NoLeader.into());
-        }
-        member.wait_applied().await?;
-        let with_keys = if request.keys {
-            WithKeys::Yes
-        } else {
-            WithKeys::No
-        };
-        let lease =
-            member
-                .store
-                .lessor()
-                .time_to_live(request.id, member.started.elapsed(), with_keys);
-        let header = Some(member.header(member.store.revision()));
-        let response = match lease {
-            None => LeaseTimeToLiveResponse {
-                header,
-                id: request.id,
-                ttl: -1,
-                ..Default::default()
-            },
-            Some(lease) => LeaseTimeToLiveResponse {
-                header,
-                id: request.id,
-                ttl: lease.remaining_secs,
-                granted_ttl: lease.granted_ttl_secs,
-                keys: lease.keys,
-            },
+        let seen = lease::look(&self.member, request.id, request.keys).await?;
+        let response = LeaseTimeToLiveResponse {
+            header: Some(self.member.header(self.member.store.revision())),
+            id: request.id,
+            ttl: seen.ttl,
+            granted_ttl: seen.granted_ttl,
+            keys: seen.keys,
         };
         Ok(Response::new(response))
     }

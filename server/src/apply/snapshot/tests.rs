@@ -26,6 +26,7 @@ use kv_wal::fs::RealFs;
 use kv_wal::{Identity, Wal};
 use parking_lot::Mutex;
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
 use crate::apply::Applier;
@@ -229,6 +230,7 @@ impl Members {
             id,
             &config,
             Instant::now(),
+            CancellationToken::new(),
         );
         let raft_config = kv_raft::Config {
             member_id: id,
