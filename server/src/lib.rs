@@ -29,6 +29,7 @@ mod quota;
 mod read;
 mod reconfigure;
 mod rpc;
+mod scrub;
 mod server;
 pub mod tls;
 mod wait;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use kv_mvcc::backend::{Backend, EngineKind};
+use kv_mvcc::lease::{Checkpoints, LessorOptions};
 use kv_mvcc::{Store, StoreOptions};
 use kv_raft::Node;
 use kv_wal::Wal;
@@ -23,7 +24,7 @@ use crate::alarm::Alarms;
 use crate::apply::{self, Applier};
 use crate::bootstrap::{self, Beginning, Bootstrap};
 use crate::cluster::Cluster;
-use crate::config::{Config, StorageEngine, Url};
+use crate::config::{Config, Gate, StorageEngine, Url};
 use crate::data_dir::DataDir;
 use crate::http::Listener as PageListener;
 use crate::listener::{self, Http2Settings, Listener, RpcThreads};
@@ -34,7 +35,7 @@ use crate::propose::Proposer;
 use crate::rpc::{Dispatch, Offers};
 use crate::tls::{TlsAcceptor, TlsConnector};
 use crate::wait::{self, Wait};
-use crate::{clock, compactor, disk_space, leader, lease, publish, reconfigure};
+use crate::{clock, compactor, disk_space, leader, lease, publish, reconfigure, scrub};
 
 /// Clients are served once this member is published, or after this time, so that a member without a quorum still
 /// answers what needs none. Source: etcd v3.7, the default of its former flag for it.
@@ -229,6 +230,7 @@ impl Server {
         ));
         tokio::spawn(publish::set_version(member.clone()));
         tokio::spawn(reconfigure::promote_staged(member.clone()));
+        tokio::spawn(scrub::run(member.clone()));
         tokio::select! {
             _ = is_published => {}
             () = tokio::time::sleep(CLUSTER_READY_MAX) => {
@@ -591,6 +593,15 @@ fn store_options(config: &Config) -> StoreOptions {
             defaults.compaction_pause
         } else {
             pause
+        },
+        lessor: LessorOptions {
+            // The minimum that `--election-timeout` asks for is part of the request when it gets here.
+            ttl_secs_min: 1,
+            checkpoints: if config.feature_gates.enabled(Gate::LeaseCheckpoint) {
+                Checkpoints::On
+            } else {
+                Checkpoints::Off
+            },
         },
         ..defaults
     }

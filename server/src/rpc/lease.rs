@@ -49,6 +49,12 @@ impl LeaseService {
     }
 }
 
+/// The shortest time to live a lease may have: one and a half election timeouts, in whole seconds. Source: etcd 3.7.
+fn ttl_secs_min(member: &Member) -> i64 {
+    let timeout_ms = member.config.election_timeout.as_millis();
+    i64::try_from((3 * timeout_ms).div_ceil(2000)).unwrap_or(i64::MAX)
+}
+
 #[tonic::async_trait]
 impl Lease for LeaseService {
     async fn lease_grant(
@@ -59,6 +65,8 @@ impl Lease for LeaseService {
         if request.id == 0 {
             request.id = self.choose_id();
         }
+        // Here and not at apply, which must not depend on this member's flags.
+        request.ttl = request.ttl.max(ttl_secs_min(&self.member));
         match self.member.propose(Body::LeaseGrant(request)).await? {
             Applied::LeaseGrant(mut response) => {
                 response.header = fill(&self.member, response.header);
