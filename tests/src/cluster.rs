@@ -170,6 +170,11 @@ impl Cluster {
         }
     }
 
+    /// The process id of a member that runs.
+    pub fn pid(&self, n: usize) -> u32 {
+        self.running[n].as_ref().expect("the member runs").pid()
+    }
+
     /// Numbers of the members that run.
     pub fn running(&self) -> Vec<usize> {
         let numbers = self.running.iter().enumerate();
