@@ -458,8 +458,8 @@ struct LinkState {
     isolated: BTreeSet<u64>,
     /// Proposals for which there was no link.
     proposals_not_sent: usize,
-    /// The same of streams of appends.
-    streams_not_opened: usize,
+    /// Streams of entries for which there was no link.
+    appends_not_opened: usize,
 }
 
 impl Links {
@@ -480,8 +480,8 @@ impl Links {
         self.state.lock().proposals_not_sent
     }
 
-    pub(crate) fn streams_not_opened(&self) -> usize {
-        self.state.lock().streams_not_opened
+    pub(crate) fn appends_not_opened(&self) -> usize {
+        self.state.lock().appends_not_opened
     }
 
     pub(crate) fn heal(&self) {
@@ -542,13 +542,15 @@ impl PeerTransport for Link {
     fn append_stream(
         &self,
         peer: u64,
-        _: Lane,
+        lane: Lane,
         requests: ByteStream,
         _: Duration,
     ) -> PeerFuture<'_, AnswerStream> {
         Box::pin(async move {
             let node = self.links.route(self.from, peer).inspect_err(|_| {
-                self.links.state.lock().streams_not_opened += 1;
+                if lane == Lane::Replication {
+                    self.links.state.lock().appends_not_opened += 1;
+                }
             })?;
             let (links, from) = (self.links.clone(), self.from);
             let passing =

@@ -36,6 +36,8 @@ pub struct Place {
 
 /// Members of one cluster. All are killed when it is dropped.
 pub struct Cluster {
+    /// Scheme of the peer URLs.
+    peer_scheme: &'static str,
     places: Vec<Place>,
     running: Vec<Option<Kvd>>,
     /// Last, so that the members end before their folders.
@@ -45,8 +47,18 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a new cluster of `count` members; `flags` go to each.
     pub fn start(count: usize, flags: &[&str]) -> Cluster {
+        Cluster::start_over("http", count, flags)
+    }
+
+    /// As [`Cluster::start`], with TLS between the members.
+    pub fn start_tls(count: usize, flags: &[&str]) -> Cluster {
+        Cluster::start_over("https", count, flags)
+    }
+
+    fn start_over(peer_scheme: &'static str, count: usize, flags: &[&str]) -> Cluster {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let mut cluster = Cluster {
+            peer_scheme,
             places: Vec::new(),
             running: Vec::new(),
             folder,
@@ -83,16 +95,20 @@ impl Cluster {
 
     /// `name=url` of every place, for `--initial-cluster`.
     pub fn initial_cluster(&self) -> String {
-        let parts = self.places.iter().filter(|place| place.is_listed);
+        let parts = self.places.iter().enumerate();
+        let parts = parts.filter(|(_, place)| place.is_listed);
         let parts: Vec<String> = parts
-            .map(|place| format!("{}=http://127.0.0.1:{}", place.name, place.peer_port))
+            .map(|(n, place)| format!("{}={}", place.name, self.peer_url(n)))
             .collect();
         parts.join(",")
     }
 
     /// The URL other members dial.
     pub fn peer_url(&self, n: usize) -> String {
-        format!("http://127.0.0.1:{}", self.places[n].peer_port)
+        format!(
+            "{}://127.0.0.1:{}",
+            self.peer_scheme, self.places[n].peer_port
+        )
     }
 
     /// The URL clients dial.
@@ -120,6 +136,7 @@ impl Cluster {
         args.extend(flags.iter().map(ToString::to_string));
         let options = KvdOptions {
             args,
+            peer_scheme: self.peer_scheme.to_owned(),
             ..KvdOptions::default()
         };
         let kvd = Kvd::start_on(&place.data_dir, place.client_port, place.peer_port, options);
