@@ -314,7 +314,12 @@ impl Member {
         tokio::select! {
             () = done => {}
             Ok(error) = refused => panic!("{command:?} was refused: {error}"),
-            () = tokio::time::sleep(PATIENCE) => panic!("{command:?} was never applied"),
+            () = tokio::time::sleep(PATIENCE) => {
+                let status = self.node().status();
+                let progress = status.voters.iter().map(|id| self.node().peer_progress(*id));
+                let progress: Vec<_> = progress.collect();
+                panic!("{command:?} was never applied; {status:?}, {progress:?}");
+            }
         }
     }
 
@@ -460,8 +465,8 @@ struct LinkState {
     isolated: BTreeSet<u64>,
     /// Proposals for which there was no link.
     proposals_not_sent: usize,
-    /// The same of streams of appends.
-    streams_not_opened: usize,
+    /// Streams of entries for which there was no link.
+    appends_not_opened: usize,
 }
 
 impl Links {
@@ -482,8 +487,8 @@ impl Links {
         self.state.lock().proposals_not_sent
     }
 
-    pub(crate) fn streams_not_opened(&self) -> usize {
-        self.state.lock().streams_not_opened
+    pub(crate) fn appends_not_opened(&self) -> usize {
+        self.state.lock().appends_not_opened
     }
 
     pub(crate) fn heal(&self) {
@@ -544,13 +549,15 @@ impl PeerTransport for Link {
     fn append_stream(
         &self,
         peer: u64,
-        _: Lane,
+        lane: Lane,
         requests: ByteStream,
         _: Duration,
     ) -> PeerFuture<'_, AnswerStream> {
         Box::pin(async move {
             let node = self.links.route(self.from, peer).inspect_err(|_| {
-                self.links.state.lock().streams_not_opened += 1;
+                if lane == Lane::Replication {
+                    self.links.state.lock().appends_not_opened += 1;
+                }
             })?;
             let (links, from) = (self.links.clone(), self.from);
             let passing =
