@@ -9,12 +9,14 @@ use kv_proto::etcdserverpb::alarm_request::AlarmAction;
 use kv_proto::etcdserverpb::{AlarmRequest, AlarmType, ResponseHeader};
 use kv_raft::{Node, Role};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
 use crate::apply::Response;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::disk_space::Allowance;
 use crate::metrics::Metrics;
 use crate::propose::Proposer;
 use crate::read::ReadBarrier;
@@ -43,6 +45,7 @@ pub(crate) struct Member {
     pub(crate) stopping: CancellationToken,
     /// Origin of lease times.
     pub(crate) started: Instant,
+    pub(crate) disk_allowance: Allowance,
     blocking_reads: Semaphore,
 }
 
@@ -88,6 +91,7 @@ impl Member {
             metrics,
             stopping,
             started,
+            disk_allowance: Allowance::new(),
             blocking_reads,
         })
     }
@@ -116,9 +120,16 @@ impl Member {
 
     /// Proposes `body` after the quota check and returns what applying it answered.
     pub(crate) async fn propose(&self, body: Body) -> Result<Response> {
-        if self.is_over_quota(quota::cost(&body)) {
+        let cost = quota::cost(&body);
+        if self.is_over_quota(cost) {
             self.raise(AlarmType::Nospace).await;
             return Err(Error::NoSpace);
+        }
+        if cost > 0 {
+            let look = self.disk_allowance.take(cost);
+            timeout(self.config.request_timeout(), look)
+                .await
+                .map_err(|_| Error::TooManyRequests)?;
         }
         self.proposer.propose(body).await
     }
@@ -177,7 +188,7 @@ impl Member {
             return Ok(());
         }
         let second = std::time::Duration::from_secs(1);
-        match tokio::time::timeout(second, self.node.wait_applied(status.committed_index)).await {
+        match timeout(second, self.node.wait_applied(status.committed_index)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Error::Stopped),
             Err(_) => Err(Error::TimeoutWaitAppliedIndex),
