@@ -16,6 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "v3election.proto",
         "health.proto",
         "command.proto",
+        "peer.proto",
+        "leader.proto",
     ];
     let descriptors = protox::compile(files.map(|f| root.join(f)), [root])?;
     println!("cargo::rerun-if-changed=proto");

@@ -12,7 +12,10 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
-use crate::commandpb::{ClusterVersionSet, MemberPublish};
+use crate::commandpb::{
+    ClusterBegin, ClusterVersionSet, MemberAdd, MemberPromote, MemberPublish, MemberRemove,
+    MemberUpdate,
+};
 use crate::etcdserverpb::{
     AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseCheckpointRequest, LeaseGrantRequest,
     LeaseRevokeRequest, PutRequest, TxnRequest,
@@ -125,6 +128,11 @@ commands! {
     8 Alarm(AlarmRequest),
     9 MemberPublish(MemberPublish),
     10 ClusterVersionSet(ClusterVersionSet),
+    11 MemberAdd(MemberAdd),
+    12 MemberPromote(MemberPromote),
+    13 MemberRemove(MemberRemove),
+    14 MemberUpdate(MemberUpdate),
+    20 ClusterBegin(ClusterBegin),
 }
 
 impl Command {

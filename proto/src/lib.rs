@@ -57,5 +57,11 @@ pub mod commandpb {
     tonic::include_proto!("kvd.command");
 }
 
+/// What members send each other.
+#[allow(missing_docs)]
+pub mod peerpb {
+    tonic::include_proto!("kvd.peer");
+}
+
 /// All descriptors of the compiled `.proto` files, as an encoded `FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("descriptors");

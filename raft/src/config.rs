@@ -15,7 +15,7 @@ pub(crate) const PROPOSALS_IN_FLIGHT_MAX: usize = 16_384;
 /// Messages that openraft's queue holds: all proposals in flight, and as much for all else.
 const API_CHANNEL_SIZE: u64 = 2 * PROPOSALS_IN_FLIGHT_MAX as u64;
 /// Entries in one append request; its bytes are bounded by the log reader.
-const PAYLOAD_ENTRIES_MAX: u64 = 1024;
+pub(crate) const PAYLOAD_ENTRIES_MAX: u64 = 1024;
 /// Entries joined into one append to the log.
 const APPEND_ENTRIES_MAX: u64 = 4096;
 /// Entries purged at once.

@@ -41,6 +41,9 @@ pub enum Error {
         /// The voters given.
         voters: Vec<u64>,
     },
+    /// A peer asked the application, and the owner serves none yet.
+    #[error("the application does not answer yet")]
+    NoApp,
     /// Consensus stopped for good; the process must exit with this cause.
     #[error("raft stopped: {0}")]
     Fatal(String),
@@ -56,7 +59,7 @@ pub enum Error {
 /// outcome is unknown, and a retry may apply the commands twice.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
-    /// This member does not lead; `leader` is who does, if known.
+    /// No leader was reached; `leader` is who leads, if known.
     #[error("not the leader")]
     NotLeader {
         /// The leader, if one is known.
@@ -71,8 +74,80 @@ pub enum ProposeError {
     /// Leadership went away while the entry was in the log; another leader may still commit it.
     #[error("leadership lost, outcome unknown")]
     LeadershipLost,
+    /// The commands were sent to the leader, and no answer came back.
+    #[error("no answer from the leader, outcome unknown")]
+    NoAnswer,
     /// The node stopped, with the entry perhaps in the log.
     #[error("stopped, outcome unknown")]
+    Stopped,
+}
+
+/// Why the members were not changed.
+///
+/// After [`LeadershipLost`](Self::LeadershipLost) and [`Stopped`](Self::Stopped) the outcome is
+/// unknown; after the others the change is in no log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// Only the leader changes the members; `leader` is who leads, if known.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader, if one is known.
+        leader: Option<u64>,
+    },
+    /// This member leads but heard from no quorum for two election timeouts.
+    #[error("no quorum")]
+    NoQuorum,
+    /// Another change was not committed for two election timeouts.
+    #[error("another change of the members is under way")]
+    InProgress,
+    /// The id is taken.
+    #[error("already a member")]
+    AlreadyAMember,
+    /// The id is not in use.
+    #[error("not a member")]
+    NotAMember,
+    /// The member votes already.
+    #[error("not a learner")]
+    NotALearner,
+    /// The learner does not answer, or lacks more than a tenth of the log.
+    #[error("the learner has {matching} of {last} entries or does not answer")]
+    LearnerNotReady {
+        /// Newest index it has.
+        matching: u64,
+        /// Newest index of the leader.
+        last: u64,
+    },
+    /// Without the member nobody could vote.
+    #[error("the last voter cannot be removed")]
+    LastVoter,
+    /// Leadership went away while the entry was in the log.
+    #[error("leadership lost, outcome unknown")]
+    LeadershipLost,
+    /// The node stopped.
+    #[error("stopped, outcome unknown")]
+    Stopped,
+}
+
+/// Why leadership was not handed over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// This member does not lead, or somebody else than the target took over.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader, if one is known.
+        leader: Option<u64>,
+    },
+    /// The target has no vote.
+    #[error("the target is no voter")]
+    NotAVoter,
+    /// The target does not answer, or lacks too much of the log; nothing was tried.
+    #[error("the target does not answer or is behind")]
+    NotReady,
+    /// The target did not take over in time.
+    #[error("the target did not take over in time")]
+    TimedOut,
+    /// The node stopped.
+    #[error("stopped")]
     Stopped,
 }
 
@@ -90,7 +165,10 @@ pub enum ReadError {
 /// Why a peer gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
-    /// Not connected, refused or cut off: the caller backs off.
+    /// No connection could be made; the peer certainly received nothing of the request.
+    #[error("peer unreachable: {0}")]
+    NotSent(String),
+    /// Cut off or refused; the peer may have received the request.
     #[error("peer unreachable: {0}")]
     Unreachable(String),
     /// No answer within the time given.

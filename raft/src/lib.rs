@@ -19,6 +19,7 @@ mod log_store;
 mod membership;
 mod network;
 mod node;
+mod proposal;
 mod read_index;
 mod snapshot;
 mod state_machine;
@@ -29,9 +30,15 @@ mod types;
 pub mod wire;
 
 pub use config::Config;
-pub use error::{Error, PeerError, ProposeError, ReadError, Result};
+pub use error::{
+    Error, MembershipError, PeerError, ProposeError, ReadError, Result, TransferError,
+};
+pub use membership::PeerProgress;
 pub use network::{AnswerStream, ByteStream, Lane, NoPeers, PeerFuture, PeerTransport, Rpc};
-pub use node::{Node, Refused};
+pub use node::{App, Node};
+pub use proposal::Refused;
 pub use snapshot::SnapshotSource;
-pub use state_machine::{Applied, CheckpointFuture, CommittedEntry, EntryBody, StateMachine};
+pub use state_machine::{
+    Applied, CheckpointFuture, CommittedEntry, EntryBody, InstallFuture, StateMachine,
+};
 pub use status::{Role, Status};

@@ -55,12 +55,27 @@ pub enum Rpc {
     TransferLeader,
     /// A member asks the leader from which index on a read is linearizable.
     ReadIndex,
+    /// A member hands commands to the leader. It is answered when the leader has applied or refused
+    /// them, which may take long.
+    Propose,
+    /// A question of one member's application to another's; opaque here.
+    App,
+}
+
+impl Rpc {
+    /// Where the request belongs: what may be large or slow never delays votes and heartbeats.
+    pub fn lane(self) -> Lane {
+        match self {
+            Rpc::Vote | Rpc::PreVote | Rpc::TransferLeader | Rpc::ReadIndex => Lane::Heartbeat,
+            Rpc::Propose | Rpc::App => Lane::Replication,
+        }
+    }
 }
 
 /// Traffic that must not wait for other traffic to the same peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
-    /// Entries.
+    /// Entries, and requests that may be large.
     Replication,
     /// Heartbeats, votes and other short requests.
     Heartbeat,
@@ -74,7 +89,10 @@ pub enum Lane {
 /// peers of another cluster, removed members, and a member that came back with an empty disk: raft
 /// itself notices none of these. Calls never wait for a connection longer than `timeout`.
 pub trait PeerTransport: Send + Sync + 'static {
-    /// Sends `request` and waits at most `timeout` for the answer. Uses the heartbeat lane.
+    /// Sends `request` in the lane of `rpc` and waits at most `timeout` for the answer.
+    ///
+    /// [`PeerError::NotSent`] only if the peer certainly received nothing: such a request is sent
+    /// again.
     fn call(&self, peer: u64, rpc: Rpc, request: Bytes, timeout: Duration)
     -> PeerFuture<'_, Bytes>;
 
@@ -103,7 +121,7 @@ pub struct NoPeers;
 
 impl NoPeers {
     fn unreachable<T: Send + 'static>(peer: u64) -> PeerFuture<'static, T> {
-        let error = PeerError::Unreachable(format!("no connection to member {peer:x} is set up"));
+        let error = PeerError::NotSent(format!("no connection to member {peer:x} is set up"));
         Box::pin(std::future::ready(Err(error)))
     }
 }
@@ -246,11 +264,16 @@ impl NetStreamAppend<TypeConfig> for Peer {
     {
         let sent = Arc::new(AtomicU64::new(0));
         let counter = sent.clone();
-        let requests = input.map(move |request| {
-            counter.fetch_add(1, Ordering::Relaxed);
-            wire::encode_append(&request)
-        });
+        let mut requests = input
+            .map(move |request| {
+                counter.fetch_add(1, Ordering::Relaxed);
+                wire::encode_append(&request)
+            })
+            .peekable();
         Box::pin(async move {
+            // openraft waits out its back-off before the first request, not before the stream: a
+            // stream opened before there is a request would be tried again without a pause.
+            Pin::new(&mut requests).peek().await;
             let answers = self
                 .transport
                 .append_stream(self.id, self.lane, Box::pin(requests), option.soft_ttl())
@@ -322,7 +345,7 @@ fn decoded<T>(
 fn rpc_error(error: PeerError) -> RPCError<TypeConfig> {
     match error {
         // No answer is treated as no connection: a late answer of an old request helps nobody.
-        PeerError::Unreachable(_) | PeerError::Timeout => {
+        PeerError::NotSent(_) | PeerError::Unreachable(_) | PeerError::Timeout => {
             RPCError::Unreachable(Unreachable::new(&error))
         }
         PeerError::Answer(_) => RPCError::Network(NetworkError::new(&error)),

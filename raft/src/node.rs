@@ -5,41 +5,41 @@
 //! notices the end of the core. A proposal is no task: it is a message to the core and a closure.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
 use kv_wal::{Recovered, Wal};
 use openraft::ReadPolicy;
-use openraft::errors::{ClientWriteError, ForwardReason, LinearizableReadError, RaftError};
+use openraft::errors::{LinearizableReadError, RaftError};
+use openraft::raft::VoteResponse;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::config::{Config, PROPOSALS_IN_FLIGHT_MAX};
-use crate::encoding;
-use crate::error::{Error, PeerError, ProposeError, ReadError, Result};
+use crate::config::Config;
+use crate::error::{Error, MembershipError, PeerError, ReadError, Result, TransferError};
 use crate::log_store::LogStore;
-use crate::membership::{self, fatal_error};
+use crate::membership::{self, Change, PeerProgress, fatal_error};
 use crate::network::{ByteStream, Factory, PeerTransport, Rpc};
+use crate::proposal::{self, Refused};
 use crate::read_index::{Confirm, Confirmation, Reads};
 use crate::snapshot::{self, SnapshotSource};
 use crate::state_machine::{Adapter, StateMachine};
 use crate::status::{Observer, Status};
-use crate::types::{Commands, Raft, Responder, WriteResult, index_of};
+use crate::types::{Raft, index_of, term_of};
 use crate::wire::{self, ReadIndexAnswer};
 
-/// Called once if a proposal is refused or its outcome is unknown; never if it was applied here.
-pub type Refused = Box<dyn FnOnce(ProposeError) + Send>;
-
-/// First pause before a proposal is tried again on a leader that has not yet heard from a quorum;
-/// it doubles up to [`RETRY_PAUSE_MAX`].
-const RETRY_PAUSE: Duration = Duration::from_millis(1);
-const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
+/// Answers opaque requests of other members' applications; see [`Node::ask`].
+pub trait App: Send + Sync + 'static {
+    /// Answers `request`; refusals are part of the answer's bytes.
+    fn answer(&self, request: Bytes) -> Pin<Box<dyn Future<Output = Bytes> + Send + '_>>;
+}
 
 /// One member of a raft cluster. Clones share it.
 #[derive(Clone)]
@@ -47,25 +47,38 @@ pub struct Node {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    config: Config,
-    raft: Raft,
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) raft: Raft,
     log: LogStore,
-    runtime: Handle,
+    pub(crate) transport: Arc<dyn PeerTransport>,
+    pub(crate) runtime: Handle,
     reads: Arc<Reads>,
-    status: watch::Receiver<Status>,
+    pub(crate) status: watch::Receiver<Status>,
     applied: watch::Receiver<u64>,
     failure: watch::Receiver<Option<Arc<Error>>>,
-    proposals_in_flight: AtomicUsize,
-    stopping: AtomicBool,
+    app: OnceLock<Arc<dyn App>>,
+    pub(crate) proposals_in_flight: AtomicUsize,
+    pub(crate) stopping: AtomicBool,
+    /// Until then a leader of before the start may still trust its lease.
+    votes_from: Instant,
+    /// Closed when the apply worker has ended.
+    pub(crate) apply_ended: watch::Receiver<()>,
     /// What `shutdown` joins.
     tasks: Mutex<Option<Tasks>>,
+}
+
+impl Inner {
+    /// A member that just restarted has forgotten when it last heard from a leader, and a leader
+    /// counts on its followers to elect nobody else for one lease.
+    fn withholds_vote(&self) -> bool {
+        Instant::now() < self.votes_from
+    }
 }
 
 struct Tasks {
     reads: JoinHandle<()>,
     observer: JoinHandle<()>,
-    apply_ended: watch::Receiver<()>,
 }
 
 impl Node {
@@ -83,6 +96,10 @@ impl Node {
         transport: Arc<dyn PeerTransport>,
     ) -> Result<Node> {
         let raft_config = Arc::new(config.to_openraft()?);
+        let votes_from = match recovered.vote {
+            Some(_) => Instant::now() + config.leader_lease(),
+            None => Instant::now(),
+        };
         let log = LogStore::open(wal, recovered, config.tail_bytes_max)?;
         let (adapter, events) = Adapter::open(machine).map_err(Error::StateMachine)?;
         let network = Factory {
@@ -122,7 +139,7 @@ impl Node {
         });
         let confirm = NodeConfirm {
             raft: raft.clone(),
-            transport,
+            transport: transport.clone(),
             applied: events.progress.clone(),
             timeout: config.heartbeat_interval * 2,
         };
@@ -135,17 +152,20 @@ impl Node {
             inner: Arc::new(Inner {
                 raft,
                 log,
+                transport,
                 runtime: Handle::current(),
                 reads,
                 status,
                 applied: events.progress,
                 failure,
+                app: OnceLock::new(),
                 proposals_in_flight: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
+                votes_from,
+                apply_ended: events.ended,
                 tasks: Mutex::new(Some(Tasks {
                     reads: read_loop,
                     observer,
-                    apply_ended: events.ended,
                 })),
                 config,
             }),
@@ -161,34 +181,104 @@ impl Node {
         membership::initialize(&self.inner.raft, voters).await
     }
 
+    /// Adds a member without a vote, which may be absent; `command` explains the change to the
+    /// state machine in the same entry. For the leader; resolves when it is applied here.
+    pub async fn add_learner(
+        &self,
+        id: u64,
+        command: Option<Bytes>,
+    ) -> std::result::Result<(), MembershipError> {
+        membership::change(&self.inner, Change::AddLearner(id), command).await
+    }
+
+    /// Gives a learner a vote if it answers and holds nine tenths of the log.
+    pub async fn promote(
+        &self,
+        id: u64,
+        command: Option<Bytes>,
+    ) -> std::result::Result<(), MembershipError> {
+        membership::change(&self.inner, Change::Promote(id), command).await
+    }
+
+    /// Takes a member out; its id must never be used again. A leader that removes itself steps
+    /// down when the change is committed; it should hand over first.
+    pub async fn remove(
+        &self,
+        id: u64,
+        command: Option<Bytes>,
+    ) -> std::result::Result<(), MembershipError> {
+        membership::change(&self.inner, Change::Remove(id), command).await
+    }
+
+    /// Hands leadership to the voter `to` and resolves when it leads. Writes are refused, and tried
+    /// again, meanwhile. A target that is absent or far behind is refused before anything is tried.
+    pub async fn transfer_leader(&self, to: u64) -> std::result::Result<(), TransferError> {
+        membership::transfer_leader(&self.inner, to).await
+    }
+
+    /// The voter that is best fit to lead after this member, if one answers.
+    pub fn successor(&self) -> Option<u64> {
+        membership::best_successor(&self.inner)
+    }
+
+    /// How far the leader knows a member to be; none on other members and of unknown ones.
+    pub fn peer_progress(&self, id: u64) -> Option<PeerProgress> {
+        membership::progress(&self.inner, id)
+    }
+
     /// Proposes `commands`, at least one, as one entry. Never blocks; may be called from any thread.
     ///
     /// Success is seen by [`StateMachine::apply`] and nowhere else; `refused` is called otherwise,
-    /// at once or later, on this thread or on a task of raft's runtime. A fresh leader that waits
-    /// for its quorum is asked again for up to one election timeout. How many bytes are in flight
-    /// is for the caller to bound.
+    /// at once or later, on this thread or on a task of raft's runtime. A member that does not lead
+    /// sends the same bytes to the leader it knows. A refusal that is certain and will soon be over
+    /// (a fresh leader without its quorum, leadership on its way, a leader that is not reached) is
+    /// tried again for up to one election timeout. How many bytes are in flight is for the caller
+    /// to bound.
     pub fn propose(&self, commands: Vec<Bytes>, refused: Refused) {
-        let in_flight = self
-            .inner
-            .proposals_in_flight
-            .fetch_add(1, Ordering::Relaxed);
-        let mut proposal = Proposal {
-            node: self.clone(),
-            body: encoding::commands_body(&commands),
-            refused: Some(refused),
-            retry: None,
-        };
-        if in_flight >= PROPOSALS_IN_FLIGHT_MAX {
-            proposal.refuse(ProposeError::Overloaded);
-            return;
-        }
-        self.submit(proposal);
+        proposal::propose(&self.inner, commands, refused);
+    }
+
+    /// Proposes `commands` as one entry if this member leads in `term`, and refuses otherwise.
+    ///
+    /// For what only a leader may decide: should it have lost its leadership meanwhile without
+    /// noticing, the commands are in no log, also if it leads again or knows who does.
+    pub fn propose_in_term(&self, term: u64, commands: Vec<Bytes>, refused: Refused) {
+        proposal::propose_in_term(&self.inner, term, commands, refused);
+    }
+
+    /// Sets who answers [`Node::ask`] of other members; once, before peers ask.
+    pub fn serve_app(&self, app: Arc<dyn App>) {
+        assert!(
+            self.inner.app.set(app).is_ok(),
+            "the owner serves one application"
+        );
+    }
+
+    /// Asks the application of another member; what the bytes mean is theirs alone.
+    pub async fn ask(
+        &self,
+        peer: u64,
+        request: Bytes,
+        timeout: Duration,
+    ) -> std::result::Result<Bytes, PeerError> {
+        let transport = &self.inner.transport;
+        transport.call(peer, Rpc::App, request, timeout).await
     }
 
     /// Waits until a read on this member is linearizable, and returns the applied index it may
     /// rely on. All reads that wait share one confirmation by a quorum.
     pub async fn linearizable(&self) -> std::result::Result<u64, ReadError> {
         self.inner.reads.linearizable().await
+    }
+
+    /// Whether this member leads in `term`, confirmed by a quorum after the call began.
+    pub async fn confirm_leadership(&self, term: u64) -> bool {
+        let confirmed = self.inner.raft.get_read_linearizer(ReadPolicy::ReadIndex);
+        match confirmed.await {
+            // A leader's read index is at least the first entry of its own term.
+            Ok(linearizer) => term_of(Some(linearizer.read_log_id().log_id())) == term,
+            Err(_) => false,
+        }
     }
 
     /// The status of this moment; cheap.
@@ -242,6 +332,11 @@ impl Node {
         self.inner.log.flushed_index()
     }
 
+    /// Newest index that this member can no longer send as an entry: a member behind it needs a snapshot.
+    pub fn purged_index(&self) -> u64 {
+        self.inner.log.purged_index()
+    }
+
     /// Asks for a checkpoint of the state machine now, which lets older log files go.
     pub async fn checkpoint(&self) -> Result<()> {
         self.inner
@@ -276,7 +371,7 @@ impl Node {
         let tasks = self.inner.tasks.lock().take();
         let joined = self.inner.raft.shutdown().await;
         if let Some(tasks) = tasks {
-            let mut apply_ended = tasks.apply_ended;
+            let mut apply_ended = self.inner.apply_ended.clone();
             // It is never sent to, only closed.
             let _ = apply_ended.changed().await;
             tasks
@@ -301,11 +396,17 @@ impl Node {
         match rpc {
             Rpc::Vote => {
                 let request = wire::decode_vote_request(request).map_err(bad)?;
+                if !request.leadership_transfer && self.inner.withholds_vote() {
+                    return self.refuse_vote().await;
+                }
                 let answer = raft.vote(request).await.map_err(raft_error)?;
                 Ok(wire::encode_vote_answer(&answer))
             }
             Rpc::PreVote => {
                 let request = wire::decode_vote_request(request).map_err(bad)?;
+                if self.inner.withholds_vote() {
+                    return self.refuse_vote().await;
+                }
                 let answer = raft.pre_vote(request).await.map_err(raft_error)?;
                 Ok(wire::encode_vote_answer(&answer))
             }
@@ -323,7 +424,25 @@ impl Node {
                     leader_read_index(raft).await?,
                 ))
             }
+            Rpc::Propose => {
+                let body = wire::decode_propose(request).map_err(bad)?;
+                let outcome = proposal::propose_for_peer(&self.inner, body).await;
+                Ok(wire::encode_propose_answer(&outcome))
+            }
+            Rpc::App => {
+                let app = self.inner.app.get().ok_or(Error::NoApp)?;
+                Ok(app.answer(request).await)
+            }
         }
+    }
+
+    /// Says no to a candidate, in the words of this member's last vote.
+    async fn refuse_vote(&self) -> Result<Bytes> {
+        let refusal = |state: &openraft::RaftState<crate::types::TypeConfig>| {
+            VoteResponse::new(*state.vote_ref(), state.log_ids.last().copied(), false)
+        };
+        let answer = self.inner.raft.with_raft_state(refusal).await;
+        Ok(wire::encode_vote_answer(&answer.map_err(fatal_error)?))
     }
 
     /// Answers a stream of appends that another member sent; ends when `requests` end, do not
@@ -368,92 +487,6 @@ impl Node {
             .map_err(fatal_error)?;
         Ok(wire::encode_snapshot_answer(&answer))
     }
-
-    /// Hands a proposal to the core.
-    fn submit(&self, mut proposal: Proposal) {
-        if self.inner.stopping.load(Ordering::Relaxed) {
-            proposal.refuse(ProposeError::Stopped);
-            return;
-        }
-        let commands = Commands(proposal.body.clone());
-        let responder = Responder(Box::new(move |result: WriteResult| proposal.settle(result)));
-        // The queue has room for every proposal in flight, so the first poll sends; outside the
-        // task budget, which could make it wait for nothing. If it does not, or if the core is
-        // gone, dropping the proposal answers it.
-        let sent = self.inner.raft.client_write_ff(commands, Some(responder));
-        let _ = tokio::task::unconstrained(sent).now_or_never();
-    }
-}
-
-/// A proposal between [`Node::propose`] and its outcome; dropped, its outcome is unknown.
-struct Proposal {
-    node: Node,
-    body: Bytes,
-    refused: Option<Refused>,
-    retry: Option<Retry>,
-}
-
-/// Attempts to propose on a leader that waits for its quorum.
-struct Retry {
-    pause: Duration,
-    give_up: Instant,
-}
-
-impl Proposal {
-    fn settle(mut self, result: WriteResult) {
-        match result {
-            Ok(_) => self.refused = None,
-            Err(ClientWriteError::ForwardToLeader(forward)) => match forward.reason {
-                ForwardReason::LeaseExpired => self.try_again(),
-                ForwardReason::NotLeader | ForwardReason::LeadershipTransfer => {
-                    self.refuse(ProposeError::NotLeader {
-                        leader: forward.leader_id,
-                    });
-                }
-            },
-            Err(ClientWriteError::LogEntryDiscarded(_)) => {
-                self.refuse(ProposeError::LeadershipLost)
-            }
-            Err(
-                error @ (ClientWriteError::ChangeMembershipError(_)
-                | ClientWriteError::PreconditionFailed(_)),
-            ) => unreachable!("a proposal of commands is no membership change: {error}"),
-        }
-    }
-
-    fn try_again(mut self) {
-        let node = self.node.clone();
-        let retry = self.retry.get_or_insert_with(|| Retry {
-            pause: RETRY_PAUSE,
-            give_up: Instant::now() + node.inner.config.election_timeout,
-        });
-        if Instant::now() >= retry.give_up {
-            self.refuse(ProposeError::NoQuorum);
-            return;
-        }
-        let pause = retry.pause;
-        retry.pause = (pause * 2).min(RETRY_PAUSE_MAX);
-        node.inner.runtime.clone().spawn(async move {
-            tokio::time::sleep(pause).await;
-            node.submit(self);
-        });
-    }
-
-    fn refuse(&mut self, error: ProposeError) {
-        if let Some(refused) = self.refused.take() {
-            refused(error);
-        }
-    }
-}
-
-impl Drop for Proposal {
-    fn drop(&mut self) {
-        self.refuse(ProposeError::Stopped);
-        self.node
-            .inner
-            .proposals_in_flight
-            .fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Confirms reads for the read loop.
@@ -489,9 +522,7 @@ impl Confirm for NodeConfirm {
                 tracing::warn!(peer = leader, %error, "read-index answer does not decode");
                 Confirmation::Retry
             }
-            Err(PeerError::Unreachable(_) | PeerError::Timeout | PeerError::Answer(_)) => {
-                Confirmation::Retry
-            }
+            Err(_) => Confirmation::Retry,
         }
     }
 

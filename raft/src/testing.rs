@@ -17,8 +17,9 @@ use tempfile::TempDir;
 use crate::error::PeerError;
 use crate::network::AnswerStream;
 use crate::{
-    Applied, ByteStream, CheckpointFuture, CommittedEntry, Config, EntryBody, Lane, NoPeers, Node,
-    PeerFuture, PeerTransport, ProposeError, Role, Rpc, SnapshotSource, StateMachine, Status,
+    Applied, ByteStream, CheckpointFuture, CommittedEntry, Config, EntryBody, InstallFuture, Lane,
+    NoPeers, Node, PeerFuture, PeerTransport, ProposeError, Role, Rpc, SnapshotSource,
+    StateMachine, Status,
 };
 
 /// How long a test waits for what must happen.
@@ -150,15 +151,21 @@ impl StateMachine for Ledger {
         }))
     }
 
-    fn install(&mut self, applied: Applied, mut source: Box<dyn SnapshotSource>) -> io::Result<()> {
-        let mut commands = Vec::new();
-        while let Some(command) = source.next_chunk()? {
-            commands.push(command);
-        }
-        let mut book = self.book.lock();
-        book.now = Page { applied, commands };
-        book.durable = book.now.clone();
-        Ok(())
+    fn install(
+        &mut self,
+        applied: Applied,
+        mut source: Box<dyn SnapshotSource>,
+    ) -> InstallFuture<'_> {
+        Box::pin(async move {
+            let mut commands = Vec::new();
+            while let Some(command) = source.next_chunk()? {
+                commands.push(command);
+            }
+            let mut book = self.book.lock();
+            book.now = Page { applied, commands };
+            book.durable = book.now.clone();
+            Ok(())
+        })
     }
 }
 
@@ -333,6 +340,114 @@ pub(crate) fn fast_config(member_id: u64) -> Config {
     }
 }
 
+/// Members of one cluster, numbered from 1, one of which leads.
+pub(crate) struct Cluster {
+    pub(crate) links: Links,
+    members: Vec<Member>,
+}
+
+impl Cluster {
+    /// Three members.
+    pub(crate) async fn start(tune: impl Fn(Config) -> Config) -> Cluster {
+        Cluster::of(3, tune).await
+    }
+
+    /// As many members as `count` says.
+    pub(crate) async fn of(count: u64, tune: impl Fn(Config) -> Config) -> Cluster {
+        let links = Links::default();
+        let mut cluster = Cluster {
+            links,
+            members: Vec::new(),
+        };
+        for id in 1..=count {
+            cluster.start_new(tune(steady_config(id))).await;
+        }
+        let ids: Vec<u64> = (1..=count).collect();
+        for member in &cluster.members {
+            // A member whom another's first entries have already reached has nothing to write.
+            match member.node().initialize(&ids).await {
+                Ok(()) | Err(crate::Error::AlreadyInitialized) => {}
+                Err(error) => panic!("member {}: {error}", member.id),
+            }
+        }
+        cluster.leader().await;
+        cluster
+    }
+
+    /// Starts the next member with an empty disk; it waits to be contacted.
+    pub(crate) async fn start_new(&mut self, config: Config) {
+        let id = config.member_id;
+        assert_eq!(id, self.members.len() as u64 + 1, "ids are given in order");
+        let mut member = Member::new(config, self.links.transport(id));
+        self.links.connect(id, member.start().await);
+        self.members.push(member);
+    }
+
+    pub(crate) fn member(&self, id: u64) -> &Member {
+        &self.members[id as usize - 1]
+    }
+
+    /// The id of a leader that every running member agrees on.
+    pub(crate) async fn leader(&self) -> u64 {
+        let ids: Vec<u64> = self.members.iter().map(|member| member.id).collect();
+        self.leader_of(&ids).await
+    }
+
+    pub(crate) async fn leader_of(&self, ids: &[u64]) -> u64 {
+        let first = self.member(ids[0]);
+        loop {
+            let seen = first.wait_status(|status| status.leader.is_some()).await;
+            let leader = seen.leader.unwrap();
+            let agree = ids.iter().all(|id| {
+                let status = self.member(*id).node().status();
+                status.leader == Some(leader) && status.term == seen.term
+            });
+            if agree && ids.contains(&leader) {
+                return leader;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until `id` has applied what the leader has now.
+    pub(crate) async fn caught_up(&self, id: u64, leader: u64) {
+        let index = self.member(leader).node().linearizable().await.unwrap();
+        let applied = self.member(id).node().wait_applied(index);
+        tokio::time::timeout(PATIENCE, applied)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    pub(crate) async fn stop_member(&mut self, id: u64) {
+        self.links.disconnect(id);
+        self.members[id as usize - 1].stop().await;
+    }
+
+    pub(crate) async fn start_member(&mut self, id: u64) {
+        let node = self.members[id as usize - 1].start().await;
+        self.links.connect(id, node);
+    }
+
+    pub(crate) async fn stop(mut self) {
+        for member in &mut self.members {
+            if member.running.is_some() {
+                member.stop().await;
+            }
+        }
+    }
+}
+
+/// Timers that a busy machine keeps.
+pub(crate) fn steady_config(member_id: u64) -> Config {
+    Config {
+        member_id,
+        election_timeout: Duration::from_millis(1500),
+        heartbeat_interval: Duration::from_millis(150),
+        ..Config::default()
+    }
+}
+
 /// Connects nodes of this process; links can be cut.
 #[derive(Clone, Default)]
 pub(crate) struct Links {
@@ -343,6 +458,10 @@ pub(crate) struct Links {
 struct LinkState {
     nodes: BTreeMap<u64, Node>,
     isolated: BTreeSet<u64>,
+    /// Proposals for which there was no link.
+    proposals_not_sent: usize,
+    /// The same of streams of appends.
+    streams_not_opened: usize,
 }
 
 impl Links {
@@ -357,6 +476,14 @@ impl Links {
     /// Cuts a member off from all others, both ways.
     pub(crate) fn isolate(&self, id: u64) {
         self.state.lock().isolated.insert(id);
+    }
+
+    pub(crate) fn proposals_not_sent(&self) -> usize {
+        self.state.lock().proposals_not_sent
+    }
+
+    pub(crate) fn streams_not_opened(&self) -> usize {
+        self.state.lock().streams_not_opened
     }
 
     pub(crate) fn heal(&self) {
@@ -374,7 +501,15 @@ impl Links {
         let state = self.state.lock();
         let cut = state.isolated.contains(&from) || state.isolated.contains(&to);
         let node = state.nodes.get(&to).filter(|_| !cut).cloned();
-        node.ok_or_else(|| PeerError::Unreachable(format!("no link from {from} to {to}")))
+        node.ok_or_else(|| PeerError::NotSent(format!("no link from {from} to {to}")))
+    }
+
+    /// The link still stands, so an answer passes.
+    fn passes(&self, from: u64, to: u64) -> Result<(), PeerError> {
+        match self.route(from, to) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(PeerError::Unreachable(error.to_string())),
+        }
     }
 }
 
@@ -392,12 +527,16 @@ impl PeerTransport for Link {
         timeout: Duration,
     ) -> PeerFuture<'_, Bytes> {
         Box::pin(async move {
-            let node = self.links.route(self.from, peer)?;
+            let node = self.links.route(self.from, peer).inspect_err(|_| {
+                if rpc == Rpc::Propose {
+                    self.links.state.lock().proposals_not_sent += 1;
+                }
+            })?;
             let answer = tokio::time::timeout(timeout, node.answer(rpc, request))
                 .await
                 .map_err(|_| PeerError::Timeout)?
                 .map_err(|error| PeerError::Answer(error.to_string()))?;
-            self.links.route(self.from, peer)?;
+            self.links.passes(self.from, peer)?;
             Ok(answer)
         })
     }
@@ -410,14 +549,16 @@ impl PeerTransport for Link {
         _: Duration,
     ) -> PeerFuture<'_, AnswerStream> {
         Box::pin(async move {
-            let node = self.links.route(self.from, peer)?;
+            let node = self.links.route(self.from, peer).inspect_err(|_| {
+                self.links.state.lock().streams_not_opened += 1;
+            })?;
             let (links, from) = (self.links.clone(), self.from);
             let passing =
                 requests.take_while(move |_| std::future::ready(links.route(from, peer).is_ok()));
             let answers = node.answer_append_stream(Box::pin(passing));
             let (links, from) = (self.links.clone(), self.from);
             let answers = answers
-                .map(move |answer| links.route(from, peer).map(|_| answer))
+                .map(move |answer| links.passes(from, peer).map(|()| answer))
                 .chain(stream::iter([Err(PeerError::Unreachable(
                     "the stream ended".into(),
                 ))]));

@@ -23,6 +23,13 @@
 //! read-index answer         version:1  0  index:8
 //!                           version:1  1                (not the leader)
 //!                           version:1  2                (no quorum confirmed)
+//! propose request           version:1  body             (commands only)
+//! propose answer            version:1  0                (applied by the leader)
+//!                           version:1  1  leader:8      (does not lead; 0: knows no leader)
+//!                           version:1  2                (no quorum)
+//!                           version:1  3                (too many in flight)
+//!                           version:1  4                (leadership lost, unknown outcome)
+//!                           version:1  5                (stopped, unknown outcome)
 //! ```
 //!
 //! The `check_*` functions decode without looking at the meaning; they exist for fuzzing.
@@ -36,6 +43,7 @@ use openraft::raft::{
 use crate::encoding::{
     self, DecodeError, Reader, VERSION, encode_stored_membership, length, put_log_id, put_vote,
 };
+use crate::error::ProposeError;
 use crate::types::{
     Entry, Payload, SnapshotMeta, TypeConfig, Vote, index_of, raft_log_id, term_of,
 };
@@ -304,6 +312,61 @@ pub(crate) fn decode_read_index_answer(bytes: Bytes) -> Decoded<ReadIndexAnswer>
     })
 }
 
+/// `body` is that of an entry of commands.
+pub(crate) fn encode_propose(body: &Bytes) -> Bytes {
+    let mut out = start(1 + body.len());
+    out.put_slice(body);
+    out.freeze()
+}
+
+/// Decodes a propose request to the body of an entry, which is checked to be one of commands.
+pub(crate) fn decode_propose(bytes: Bytes) -> Decoded<Bytes> {
+    decode(bytes, |reader| {
+        let body = reader.rest();
+        match encoding::decode_body(&body)? {
+            encoding::Body::Commands(_) => Ok(body),
+            encoding::Body::Blank | encoding::Body::Membership { .. } => Err(DecodeError::Field {
+                field: "kind of a proposal",
+                value: body[1].into(),
+            }),
+        }
+    })
+}
+
+pub(crate) fn encode_propose_answer(outcome: &Result<(), ProposeError>) -> Bytes {
+    let mut out = start(10);
+    match outcome {
+        Ok(()) => out.put_u8(0),
+        Err(ProposeError::NotLeader { leader }) => {
+            out.put_u8(1);
+            out.put_u64_le(leader.unwrap_or(0));
+        }
+        Err(ProposeError::NoQuorum) => out.put_u8(2),
+        Err(ProposeError::Overloaded) => out.put_u8(3),
+        Err(ProposeError::LeadershipLost | ProposeError::NoAnswer) => out.put_u8(4),
+        Err(ProposeError::Stopped) => out.put_u8(5),
+    }
+    out.freeze()
+}
+
+pub(crate) fn decode_propose_answer(bytes: Bytes) -> Decoded<Result<(), ProposeError>> {
+    decode(bytes, |reader| match reader.u8()? {
+        0 => Ok(Ok(())),
+        1 => {
+            let leader = Some(reader.u64()?).filter(|leader| *leader != 0);
+            Ok(Err(ProposeError::NotLeader { leader }))
+        }
+        2 => Ok(Err(ProposeError::NoQuorum)),
+        3 => Ok(Err(ProposeError::Overloaded)),
+        4 => Ok(Err(ProposeError::LeadershipLost)),
+        5 => Ok(Err(ProposeError::Stopped)),
+        tag => Err(DecodeError::Field {
+            field: "propose answer",
+            value: tag.into(),
+        }),
+    })
+}
+
 /// Decodes an append request, for fuzzing.
 pub fn check_append(bytes: Bytes) -> Result<(), DecodeError> {
     decode_append(bytes).map(drop)
@@ -318,7 +381,9 @@ pub fn check_message(bytes: Bytes) -> bool {
         | decode_transfer_answer(bytes.clone()).is_ok()
         | decode_snapshot_header(bytes.clone()).is_ok()
         | decode_snapshot_answer(bytes.clone()).is_ok()
-        | decode_read_index_answer(bytes).is_ok()
+        | decode_read_index_answer(bytes.clone()).is_ok()
+        | decode_propose(bytes.clone()).is_ok()
+        | decode_propose_answer(bytes).is_ok()
 }
 
 fn start(capacity: usize) -> BytesMut {

@@ -71,6 +71,39 @@ pub enum Error {
     /// The member that leadership should move to cannot take it.
     #[error("the target cannot become leader")]
     BadLeaderTransferee,
+    /// The member that leadership should move to did not take it in time.
+    #[error("the target did not take leadership in time")]
+    LeaderTransferTimeout,
+    /// The id of a new member is taken.
+    #[error("a member with this id exists")]
+    MemberExists,
+    /// A peer URL belongs to another member.
+    #[error("a member with one of these peer URLs exists")]
+    PeerUrlExists,
+    /// A peer URL is missing or malformed.
+    #[error("the peer URLs are invalid")]
+    BadPeerUrls,
+    /// The id is not that of a member, or of one that was removed.
+    #[error("no such member")]
+    MemberNotFound,
+    /// The member has a vote already.
+    #[error("the member is not a learner")]
+    MemberNotLearner,
+    /// The learner does not answer or is too far behind.
+    #[error("the learner is not in step with the leader")]
+    LearnerNotReady,
+    /// More learners than `--max-learners`.
+    #[error("too many learners")]
+    TooManyLearners,
+    /// The change would leave fewer started members than a quorum.
+    #[error("not enough started members")]
+    NotEnoughStarted,
+    /// The change would leave fewer reachable members than a quorum.
+    #[error("not enough members answer")]
+    Unhealthy,
+    /// The call is not for learners.
+    #[error("a learner does not serve this call")]
+    NotSupportedForLearner,
     /// The member is stopping.
     #[error("the member is stopping")]
     Stopped,

@@ -4,6 +4,7 @@
 //! request is decoded, answered from memory and encoded without leaving that thread.
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,6 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use kv_mvcc::watch::WakeGroup;
@@ -179,7 +183,8 @@ pub(crate) async fn accept(
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<Socket> {
+    /// The next connection.
+    pub(crate) async fn accept(&self) -> io::Result<Socket> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -244,7 +249,12 @@ async fn serve_thread(
         let Some(connection) = connection else { break };
         let (thread, stop) = (thread.clone(), stop.clone());
         tracker.spawn(async move {
-            serve_connection(connection, settings, stop).await;
+            let Connection {
+                socket,
+                tls,
+                dispatch,
+            } = connection;
+            serve_connection(socket, tls, dispatch, settings, stop).await;
             thread.open.fetch_sub(1, Ordering::Relaxed);
         });
     }
@@ -258,16 +268,37 @@ async fn serve_thread(
     }
 }
 
-async fn serve_connection(
-    connection: Connection,
+/// What answers the requests of a connection.
+pub(crate) trait Answers:
+    Service<
+        Request<Incoming>,
+        Response = Response<tonic::body::Body>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + Send
+    + 'static
+{
+}
+
+impl<T> Answers for T where
+    T: Service<
+            Request<Incoming>,
+            Response = Response<tonic::body::Body>,
+            Error = Infallible,
+            Future: Send + 'static,
+        > + Send
+        + 'static
+{
+}
+
+/// Serves a connection on the calling task until either side ends it or `stop`.
+pub(crate) async fn serve_connection(
+    socket: Socket,
+    tls: Option<Arc<TlsAcceptor>>,
+    dispatch: impl Answers,
     settings: Http2Settings,
     stop: CancellationToken,
 ) {
-    let Connection {
-        socket,
-        tls,
-        dispatch,
-    } = connection;
     let registered = match socket {
         Socket::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
         Socket::Unix(stream) => UnixStream::from_std(stream).map(Stream::Unix),
@@ -298,7 +329,7 @@ enum Stream {
 async fn serve_tls<S>(
     stream: S,
     tls: &Arc<TlsAcceptor>,
-    dispatch: Dispatch,
+    dispatch: impl Answers,
     settings: Http2Settings,
     stop: CancellationToken,
 ) where
@@ -312,7 +343,7 @@ async fn serve_tls<S>(
 
 async fn serve_io<S>(
     stream: S,
-    dispatch: Dispatch,
+    dispatch: impl Answers,
     settings: Http2Settings,
     stop: CancellationToken,
 ) where

@@ -51,6 +51,12 @@ fn run(config: config::Config) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            () = server.removed() => {
+                const REMOVED: &str = "this member has been permanently removed from the cluster: stopping; \
+                                       its data folder must not be used again";
+                tracing::error!("{REMOVED}");
+                eprintln!("kvd: {REMOVED}");
+            }
         }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         server.stop().await

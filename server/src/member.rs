@@ -18,6 +18,7 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::disk_space::Allowance;
 use crate::metrics::Metrics;
+use crate::peer::Transport;
 use crate::propose::Proposer;
 use crate::read::ReadBarrier;
 use crate::{Error, Result, quota};
@@ -41,6 +42,10 @@ pub(crate) struct Member {
     pub(crate) proposer: Proposer,
     pub(crate) reads: ReadBarrier,
     pub(crate) metrics: Arc<Metrics>,
+    /// Connections to the other members.
+    pub(crate) transport: Arc<Transport>,
+    /// Held while this member, as the leader, changes who the members are.
+    pub(crate) reconfiguring: tokio::sync::Mutex<()>,
     /// Canceled when the member begins to stop.
     pub(crate) stopping: CancellationToken,
     /// Origin of lease times.
@@ -59,6 +64,7 @@ pub(crate) struct Parts {
     pub(crate) alarms: Arc<Alarms>,
     pub(crate) proposer: Proposer,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) transport: Arc<Transport>,
     pub(crate) stopping: CancellationToken,
     pub(crate) started: Instant,
 }
@@ -74,6 +80,7 @@ impl Member {
             alarms,
             proposer,
             metrics,
+            transport,
             stopping,
             started,
         } = parts;
@@ -89,6 +96,8 @@ impl Member {
             proposer,
             reads,
             metrics,
+            transport,
+            reconfiguring: tokio::sync::Mutex::default(),
             stopping,
             started,
             disk_allowance: Allowance::new(),
@@ -111,6 +120,24 @@ impl Member {
     pub(crate) fn is_leader(&self) -> bool {
         self.node
             .peek(|status| status.role == Role::Leader && status.leader == Some(self.id))
+    }
+
+    /// Whether this member is a learner of raft: by the member list, or one that shall vote and is catching up.
+    pub(crate) fn is_without_vote(&self) -> bool {
+        self.node.peek(|status| status.learners.contains(&self.id))
+    }
+
+    /// The term in which this member leads and can vouch for it.
+    pub(crate) fn leading_term(&self) -> Option<u64> {
+        self.node.peek(|status| {
+            (status.role == Role::Leader && status.leader == Some(self.id)).then_some(status.term)
+        })
+    }
+
+    /// Whether this member is the only voter, so that nobody else can lead.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.node
+            .peek(|status| status.role == Role::Leader && *status.voters == [self.id])
     }
 
     /// Whether this member knows a leader.
@@ -179,19 +206,5 @@ impl Member {
         tokio::task::spawn_blocking(move || read(&store))
             .await
             .map_err(|_| Error::Stopped)?
-    }
-
-    /// Waits until what was committed at the call is applied, a second at most.
-    pub(crate) async fn wait_applied(&self) -> Result<()> {
-        let status = self.node.status();
-        if status.applied_index >= status.committed_index {
-            return Ok(());
-        }
-        let second = std::time::Duration::from_secs(1);
-        match timeout(second, self.node.wait_applied(status.committed_index)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Error::Stopped),
-            Err(_) => Err(Error::TimeoutWaitAppliedIndex),
-        }
     }
 }

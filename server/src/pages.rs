@@ -33,7 +33,7 @@ impl HealthSource for Member {
     }
 
     fn is_learner(&self) -> bool {
-        self.node.status().learners.contains(&self.id)
+        self.is_without_vote()
     }
 
     fn alarms(&self) -> Vec<AlarmType> {

@@ -1,58 +1,64 @@
 //! A member from start to stop.
 //!
-//! Start: lock the folder, bind the addresses, open store and log, start raft over both, serve. Stop, in this order:
-//! listeners, connections, lease expiry, raft with its apply worker, store with a last checkpoint, log.
+//! Start: lock the folder, bind the addresses, find out who this member is, open store and log, start raft over both,
+//! serve other members, begin or find the cluster, serve clients. Stop, in this order: listeners, client connections,
+//! lease expiry, raft with its apply worker, connections of members, store with a last checkpoint, log.
 //!
 //! Long-lived state and its owner: the log has its writer thread, the store's files their engine thread, physical
-//! compaction its thread, raft core and apply one runtime, connections the RPC threads, leases the expiry task here,
-//! the reserve and the NOSPACE alarm of a full disk the disk-space task.
+//! compaction its thread, raft core and apply one runtime, connections between members another, connections of clients
+//! the RPC threads, leases the expiry task here, the reserve and the NOSPACE alarm of a full disk the disk-space task.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use kv_mvcc::backend::{Backend, EngineKind, Keyspace};
+use kv_mvcc::backend::{Backend, EngineKind};
+use kv_mvcc::lease::{Checkpoints, LessorOptions};
 use kv_mvcc::{Store, StoreOptions};
-use kv_proto::command::Body;
-use kv_proto::commandpb::{ClusterVersionSet, MemberPublish};
-use kv_raft::{NoPeers, Node};
+use kv_raft::Node;
 use kv_wal::Wal;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
-use crate::apply::Applier;
-use crate::cluster::{self, Cluster};
-use crate::config::{ClusterState, Config, StorageEngine, Url};
-use crate::data_dir::{DataDir, Meta};
+use crate::apply::{self, Applier};
+use crate::bootstrap::{self, Beginning, Bootstrap};
+use crate::cluster::Cluster;
+use crate::config::{Config, Gate, StorageEngine, Url};
+use crate::data_dir::DataDir;
 use crate::http::Listener as PageListener;
 use crate::listener::{self, Http2Settings, Listener, RpcThreads};
-use crate::member::{self, CLUSTER_VERSION, Member};
+use crate::member::{self, Member};
 use crate::metrics::Metrics;
+use crate::peer::{Connector, Handshake, PeerDispatch, PeerService, Transport};
 use crate::propose::Proposer;
 use crate::rpc::{Dispatch, Offers};
-use crate::tls::TlsAcceptor;
+use crate::tls::{TlsAcceptor, TlsConnector};
 use crate::wait::{self, Wait};
-use crate::{clock, compactor, disk_space, lease_expiry};
+use crate::{clock, compactor, disk_space, leader, lease, publish, reconfigure, scrub};
 
-/// Formats this build writes, recorded in the folder's meta file.
-const WAL_FORMAT: u32 = 1;
-const STORE_FORMAT: u32 = 1;
-/// Raft core, apply and replication share these threads.
-const RAFT_THREADS: usize = 1;
+/// Clients are served once this member is published, or after this time, so that a member without a quorum still
+/// answers what needs none. Source: etcd v3.7, the default of its former flag for it.
+const CLUSTER_READY_MAX: Duration = Duration::from_secs(5);
 /// An fsync of the log that takes longer is worth a warning. Source: etcd v3.7.
 const SLOW_FSYNC: Duration = Duration::from_secs(1);
+
+/// How long a removed member lives on.
+const REMOVED_GRACE: Duration = Duration::from_secs(1);
 
 /// A member that serves.
 pub struct Server {
     member: Arc<Member>,
     wal: Wal,
-    raft_runtime: RaftRuntime,
+    raft_runtime: BackgroundRuntime,
+    peer_runtime: BackgroundRuntime,
     threads: Arc<RpcThreads>,
     accepting: Vec<tokio::task::JoinHandle<()>>,
     lease_expiry: tokio::task::JoinHandle<()>,
     disk_space: tokio::task::JoinHandle<()>,
     stop_listening: CancellationToken,
+    /// Canceled when this member learns that it was removed.
+    removed: CancellationToken,
     /// Locked as long as the server lives.
     _folder: Arc<DataDir>,
 }
@@ -77,7 +83,15 @@ impl Server {
         let started = Instant::now();
         let folder = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
         let bound = bind_all(&config).await?;
-        let identity = identity(&config, &folder)?;
+        let peers_bound = bind_peers(&config).await?;
+        let connector = Arc::new(Connector::new(
+            tls_to_peers(&config)?,
+            config.election_timeout,
+        ));
+        let Bootstrap {
+            identity,
+            mut beginning,
+        } = bootstrap::identify(&config, &folder, &connector).await?;
         disk_space::prepare(&folder);
         let metrics = Arc::new(Metrics::new(&config));
         let backend = open_backend(&config, &folder)?;
@@ -94,8 +108,26 @@ impl Server {
         backend.set_commit_gate(move |index| wait_flushed(&gate, index));
 
         let cluster = Arc::new(Cluster::new(identity.cluster_id));
-        let alarms = Arc::new(restore_state(&backend, &cluster)?);
+        let alarms = Arc::new(Alarms::default());
+        apply::restore_tables(&backend, &cluster, &alarms)?;
+        let is_blank = recovered.vote.is_none()
+            && recovered.entries.is_empty()
+            && recovered.purged.is_none()
+            && backend.durable_index() == 0;
+        if is_blank && matches!(beginning, Beginning::Restart) {
+            beginning = bootstrap::begin_again(&config, identity, &connector).await?;
+        }
+        if cluster.is_removed(identity.member_id) {
+            bail!(
+                "member {:x} has been permanently removed from its cluster: take the folder {} away, add the member \
+                 again with `etcdctl member add`, and start it with an empty folder",
+                identity.member_id,
+                config.data_dir.display()
+            );
+        }
+        let first_voters = prepare_members(beginning, &cluster, &backend).await?;
         let wait = Wait::new(clock::wall_ms());
+        let removed = CancellationToken::new();
         let applier = Applier::new(
             store.clone(),
             cluster.clone(),
@@ -105,8 +137,24 @@ impl Server {
             identity.member_id,
             &config,
             started,
+            removed.clone(),
         );
-        let raft_runtime = RaftRuntime::start()?;
+        let raft_runtime = BackgroundRuntime::start("raft")?;
+        let peer_runtime = BackgroundRuntime::start("peer")?;
+        let handshake = Arc::new(Handshake::new(identity, cluster.clone(), {
+            let removed = removed.clone();
+            move || removed.cancel()
+        }));
+        let transport = Arc::new(Transport::new(
+            identity.member_id,
+            handshake.clone(),
+            cluster.clone(),
+            connector,
+            metrics.clone(),
+            peer_runtime.handle.clone(),
+            config.election_timeout,
+        ));
+        transport.start_probing();
         let raft_config = kv_raft::Config {
             election_timeout: config.election_timeout,
             heartbeat_interval: config.heartbeat_interval,
@@ -116,9 +164,9 @@ impl Server {
             ..Default::default()
         };
         let node = {
-            let (wal, peers) = (wal.clone(), Arc::new(NoPeers));
+            let (wal, transport) = (wal.clone(), transport.clone());
             let starting = async move {
-                Node::start(raft_config, wal, recovered, Box::new(applier), peers).await
+                Node::start(raft_config, wal, recovered, Box::new(applier), transport).await
             };
             raft_runtime
                 .handle
@@ -126,11 +174,6 @@ impl Server {
                 .await?
                 .context("cannot start raft")?
         };
-        match node.initialize(&[identity.member_id]).await {
-            Ok(()) => tracing::info!("began a new cluster of one member"),
-            Err(kv_raft::Error::AlreadyInitialized) => {}
-            Err(error) => return Err(error).context("cannot begin the cluster"),
-        }
         exit_when_raft_fails(&node);
 
         let proposer = Proposer::new(
@@ -153,14 +196,50 @@ impl Server {
             alarms,
             proposer,
             metrics,
+            transport,
             stopping,
             started,
         });
+        member.node.serve_app(leader::Answers::of(&member));
         // The RPC threads take the shards from 0 on.
         Wait::use_shard(wait::OWN_SHARD);
         tokio::spawn(wait.clone().dispatch(wait::OWN_SHARD));
-        publish(&member).await?;
-        let lease_expiry = tokio::spawn(lease_expiry::run(member.clone()));
+        let service = PeerService::new(
+            member.node.clone(),
+            handshake,
+            member.metrics.clone(),
+            folder.snapshot_dir(),
+        );
+        let peer_dispatch = PeerDispatch::new(service, member.clone());
+        let stop_listening = CancellationToken::new();
+        let mut accepting: Vec<_> = peers_bound
+            .into_iter()
+            .map(|bound| {
+                let (dispatch, runtime) = (peer_dispatch.clone(), peer_runtime.handle.clone());
+                let stop = stop_listening.clone();
+                tokio::spawn(accept_peers(bound, dispatch, runtime, stop))
+            })
+            .collect();
+        if let Some(voters) = first_voters {
+            begin_cluster(&member.node, &voters).await?;
+        }
+        let (published, is_published) = tokio::sync::oneshot::channel();
+        tokio::spawn(publish::publish(
+            member.clone(),
+            identity.incarnation,
+            published,
+        ));
+        tokio::spawn(publish::set_version(member.clone()));
+        tokio::spawn(reconfigure::promote_staged(member.clone()));
+        tokio::spawn(scrub::run(member.clone()));
+        tokio::select! {
+            _ = is_published => {}
+            () = tokio::time::sleep(CLUSTER_READY_MAX) => {
+                tracing::warn!("no leader yet: serving what needs none");
+            }
+            () = removed.cancelled() => {}
+        }
+        let lease_expiry = tokio::spawn(lease::expiry::run(member.clone()));
         let folder = Arc::new(folder);
         let disk_space = tokio::spawn(disk_space::run(member.clone(), folder.clone(), wal.clone()));
 
@@ -178,21 +257,17 @@ impl Server {
             .min(wait::RPC_SHARDS);
         let threads = Arc::new(RpcThreads::start(cores, &wait, settings)?);
         let dispatch = Dispatch::new(member.clone(), clock::wall_ms() << 20);
-        let stop_listening = CancellationToken::new();
-        let accepting = bound
-            .into_iter()
-            .map(|bound| {
-                let dispatch = dispatch.offering(bound.offers);
-                let stop = stop_listening.clone();
-                tokio::spawn(listener::accept(
-                    bound.listener,
-                    bound.tls,
-                    dispatch,
-                    threads.clone(),
-                    stop,
-                ))
-            })
-            .collect();
+        accepting.extend(bound.into_iter().map(|bound| {
+            let dispatch = dispatch.offering(bound.offers);
+            let stop = stop_listening.clone();
+            tokio::spawn(listener::accept(
+                bound.listener,
+                bound.tls,
+                dispatch,
+                threads.clone(),
+                stop,
+            ))
+        }));
         tracing::info!(
             member = format!("{:x}", member.id),
             cluster = format!("{:x}", member.cluster.id),
@@ -205,13 +280,22 @@ impl Server {
             member,
             wal,
             raft_runtime,
+            peer_runtime,
             threads,
             accepting,
             lease_expiry,
             disk_space,
             stop_listening,
+            removed,
             _folder: folder,
         })
+    }
+
+    /// Resolves when this member learns that it was removed from its cluster: it must stop, and may never come back.
+    pub async fn removed(&self) {
+        self.removed.cancelled().await;
+        // Others may still need this member's last entries, as the one who led. Source: etcd waits as long.
+        tokio::time::sleep(REMOVED_GRACE).await;
     }
 
     /// Stops in order; what was acknowledged is on disk before this returns.
@@ -220,13 +304,16 @@ impl Server {
             member,
             wal,
             raft_runtime,
+            peer_runtime,
             threads,
             accepting,
             lease_expiry,
             disk_space,
             stop_listening,
+            removed: _,
             _folder,
         } = self;
+        reconfigure::hand_over(&member).await;
         stop_listening.cancel();
         for task in accepting {
             let _ = task.await;
@@ -246,6 +333,7 @@ impl Server {
             .shutdown()
             .await
             .context("raft did not stop cleanly")?;
+        drop(peer_runtime);
         let store = member.store.clone();
         let closed = tokio::task::spawn_blocking(move || {
             store.close();
@@ -259,28 +347,28 @@ impl Server {
     }
 }
 
-/// The runtime of raft core, apply and replication. It may be dropped where blocking is not allowed.
-struct RaftRuntime {
+/// A runtime of one thread that is not the main one. It may be dropped where blocking is not allowed.
+struct BackgroundRuntime {
     handle: tokio::runtime::Handle,
     runtime: Option<Runtime>,
 }
 
-impl RaftRuntime {
-    fn start() -> Result<RaftRuntime> {
+impl BackgroundRuntime {
+    fn start(name: &'static str) -> Result<BackgroundRuntime> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(RAFT_THREADS)
-            .thread_name("raft")
+            .worker_threads(1)
+            .thread_name(name)
             .enable_all()
             .build()?;
         let handle = runtime.handle().clone();
-        Ok(RaftRuntime {
+        Ok(BackgroundRuntime {
             handle,
             runtime: Some(runtime),
         })
     }
 }
 
-impl Drop for RaftRuntime {
+impl Drop for BackgroundRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -347,6 +435,105 @@ async fn bind_all(config: &Config) -> Result<Vec<Bound>> {
     Ok(bound)
 }
 
+/// The peer port: other members, and nobody else.
+async fn bind_peers(config: &Config) -> Result<Vec<(Listener, Option<Arc<TlsAcceptor>>)>> {
+    let urls = &config.listen_peer_urls;
+    let tls = if urls.iter().any(|url| url.scheme.is_tls()) {
+        Some(Arc::new(TlsAcceptor::for_peers(config)?))
+    } else {
+        None
+    };
+    let mut bound = Vec::new();
+    for url in urls {
+        let tls = tls.clone().filter(|_| url.scheme.is_tls());
+        bound.push((bind(url).await?, tls));
+    }
+    Ok(bound)
+}
+
+/// What connections to members over TLS are made with; `None` if the flags give no certificate or authority.
+fn tls_to_peers(config: &Config) -> Result<Option<Arc<TlsConnector>>> {
+    let files = &config.peer_tls;
+    let has_certificate = files.cert_file.is_some() || files.auto_tls;
+    if !has_certificate || (files.trusted_ca_file.is_none() && !files.auto_tls) {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(TlsConnector::for_peers(config)?)))
+}
+
+/// Accepts connections of members until `stop`; they are served until `runtime` ends.
+async fn accept_peers(
+    (listener, tls): (Listener, Option<Arc<TlsAcceptor>>),
+    dispatch: PeerDispatch,
+    runtime: tokio::runtime::Handle,
+    stop: CancellationToken,
+) {
+    let settings = Http2Settings {
+        max_concurrent_streams: u32::MAX,
+        keepalive_interval: Duration::ZERO,
+        keepalive_timeout: CLUSTER_READY_MAX,
+    };
+    loop {
+        let socket = tokio::select! {
+            socket = listener.accept() => socket,
+            () = stop.cancelled() => return,
+        };
+        match socket {
+            Ok(socket) => {
+                let (tls, dispatch) = (tls.clone(), dispatch.clone());
+                // Members are told by raft that this one stops; their connections end with the runtime.
+                let until = CancellationToken::new();
+                runtime.spawn(listener::serve_connection(
+                    socket, tls, dispatch, settings, until,
+                ));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a member's connection");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+}
+
+/// Makes the member table of a new cluster durable, or notes where the members of a running one are. Returns the first
+/// voters if this member has to begin the cluster.
+async fn prepare_members(
+    beginning: Beginning,
+    cluster: &Cluster,
+    backend: &Backend,
+) -> Result<Option<Vec<u64>>> {
+    match beginning {
+        Beginning::Restart => Ok(None),
+        Beginning::Join(members) => {
+            for member in members {
+                cluster.expect(member);
+            }
+            Ok(None)
+        }
+        Beginning::New(members) => {
+            let ids = members.iter().map(|member| member.id).collect();
+            let ops = members.into_iter().map(|member| cluster.put(member));
+            backend.write(ops.collect());
+            // Before the log says that the cluster has begun.
+            let backend = backend.clone();
+            tokio::task::spawn_blocking(move || backend.checkpoint())
+                .await?
+                .context("cannot store the members of the new cluster")?;
+            Ok(Some(ids))
+        }
+    }
+}
+
+/// Writes the first entry of a new cluster, unless a member that was faster has sent it already.
+async fn begin_cluster(node: &Node, voters: &[u64]) -> Result<()> {
+    match node.initialize(voters).await {
+        Ok(()) => tracing::info!(members = voters.len(), "began a new cluster"),
+        Err(kv_raft::Error::AlreadyInitialized) => {}
+        Err(error) => return Err(error).context("cannot begin the cluster"),
+    }
+    Ok(())
+}
+
 async fn bind(url: &Url) -> Result<Listener> {
     if let Some(path) = url.socket_path() {
         return Ok(Listener::bind_unix(path)?);
@@ -361,63 +548,6 @@ async fn bind(url: &Url) -> Result<Listener> {
         .next()
         .with_context(|| format!("the host of {url} has no address"))?;
     Ok(Listener::bind_tcp(address).await?)
-}
-
-/// Who this member is: as recorded in the folder, or for a new folder derived from the initial cluster.
-fn identity(config: &Config, folder: &DataDir) -> Result<kv_wal::Identity> {
-    let meta = match folder.read_meta()? {
-        Some(meta) => meta,
-        None => {
-            let meta = new_identity(config)?;
-            folder.write_meta(&meta)?;
-            meta
-        }
-    };
-    Ok(kv_wal::Identity {
-        cluster_id: meta.cluster_id,
-        member_id: meta.member_id,
-        incarnation: meta.incarnation,
-    })
-}
-
-fn new_identity(config: &Config) -> Result<Meta> {
-    if config.initial_cluster_state == ClusterState::Existing {
-        bail!(
-            "--initial-cluster-state=existing joins a cluster, and this build serves clusters of one member: \
-             use --initial-cluster-state=new, or point --data-dir to the folder of the member"
-        );
-    }
-    let token = &config.initial_cluster_token;
-    let mut names: Vec<&String> = config
-        .initial_cluster
-        .iter()
-        .map(|(name, _)| name)
-        .collect();
-    names.dedup();
-    if names.len() != 1 || *names[0] != config.name {
-        bail!(
-            "--initial-cluster must name this member, {:?}, and no other: this build serves clusters of one member",
-            config.name
-        );
-    }
-    let urls: Vec<String> = config
-        .initial_cluster
-        .iter()
-        .map(|(_, url)| url.to_string())
-        .collect();
-    let member_id = cluster::member_id(&urls, token);
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "an incarnation must never come twice; it decides nothing that is replayed"
-    )]
-    let incarnation = rand::random();
-    Ok(Meta {
-        wal_format: WAL_FORMAT,
-        store_format: STORE_FORMAT,
-        cluster_id: cluster::cluster_id(&[member_id]),
-        member_id,
-        incarnation,
-    })
 }
 
 fn open_backend(config: &Config, folder: &DataDir) -> Result<Backend> {
@@ -465,6 +595,15 @@ fn store_options(config: &Config) -> StoreOptions {
         } else {
             pause
         },
+        lessor: LessorOptions {
+            // The minimum that `--election-timeout` asks for is part of the request when it gets here.
+            ttl_secs_min: 1,
+            checkpoints: if config.feature_gates.enabled(Gate::LeaseCheckpoint) {
+                Checkpoints::On
+            } else {
+                Checkpoints::Off
+            },
+        },
         ..defaults
     }
 }
@@ -493,7 +632,7 @@ fn open_wal(folder: &DataDir, identity: kv_wal::Identity) -> Result<(Wal, kv_wal
 }
 
 /// Blocks until log entry `index`, which is applied, is on this member's disk: the database must not be ahead of the log.
-fn wait_flushed(wal: &Wal, index: u64) {
+pub(crate) fn wait_flushed(wal: &Wal, index: u64) {
     if wal.flushed_index() >= index {
         return;
     }
@@ -509,50 +648,6 @@ fn wait_flushed(wal: &Wal, index: u64) {
             std::thread::park();
         }
     }
-}
-
-/// Reads back what the apply loop keeps beside the keys.
-fn restore_state(backend: &Backend, cluster: &Cluster) -> Result<Alarms> {
-    let view = backend.view()?;
-    let mut members = Vec::new();
-    view.scan(Keyspace::Members, &[], None, &mut |_, json| {
-        members.push(bytes::Bytes::copy_from_slice(json));
-        std::ops::ControlFlow::Continue(())
-    })?;
-    let version = view.get(Keyspace::Cluster, Cluster::version_key())?;
-    cluster
-        .restore(members, version)
-        .context("the member table cannot be read")?;
-    let mut alarms = Vec::new();
-    view.scan(Keyspace::Alarm, &[], None, &mut |key, _| {
-        alarms.push(bytes::Bytes::copy_from_slice(key));
-        std::ops::ControlFlow::Continue(())
-    })?;
-    Alarms::restore(alarms).context("the alarms cannot be read")
-}
-
-/// Tells the cluster this member's name and client URLs, and the version it runs.
-async fn publish(member: &Member) -> Result<()> {
-    let text = |urls: &[Url]| urls.iter().map(ToString::to_string).collect();
-    let publish = MemberPublish {
-        member_id: member.id,
-        name: member.config.name.clone(),
-        peer_urls: text(&member.config.initial_advertise_peer_urls),
-        client_urls: text(&member.config.advertise_client_urls),
-    };
-    let published = member.proposer.propose(Body::MemberPublish(publish)).await;
-    published.context("cannot publish this member to its cluster")?;
-    if member.cluster.version().as_deref() != Some(CLUSTER_VERSION) {
-        let version = ClusterVersionSet {
-            version: CLUSTER_VERSION.into(),
-        };
-        member
-            .proposer
-            .propose(Body::ClusterVersionSet(version))
-            .await
-            .context("cannot set the cluster version")?;
-    }
-    Ok(())
 }
 
 /// A failed write or fsync ends the process at once: no further acknowledgement may leave it.

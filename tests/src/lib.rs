@@ -1,5 +1,6 @@
 //! Runs real members for tests: processes on loopback addresses with folders of their own.
 
+pub mod cluster;
 pub mod process;
 pub mod torture;
 

@@ -1,8 +1,10 @@
 //! A `kvd` process of a test: started on free loopback ports, ended by process id.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tonic::transport::{Channel, Endpoint};
@@ -11,14 +13,27 @@ use tonic::transport::{Channel, Endpoint};
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// How a member is started.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct KvdOptions {
+    /// Scheme of the peer URLs.
+    pub peer_scheme: String,
     /// Further flags.
     pub args: Vec<String>,
     /// Further environment variables.
     pub env: Vec<(String, String)>,
     /// A command that starts the member, its command line following; the member keeps the process id.
     pub wrapper: Vec<String>,
+}
+
+impl Default for KvdOptions {
+    fn default() -> KvdOptions {
+        KvdOptions {
+            peer_scheme: "http".into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            wrapper: Vec::new(),
+        }
+    }
 }
 
 /// A running member; killed when dropped.
@@ -33,7 +48,11 @@ pub struct Kvd {
 impl Kvd {
     /// Starts a member over `data_dir` on free ports; it serves when [`Kvd::connect`] returns.
     pub fn start(data_dir: &Path, options: KvdOptions) -> Kvd {
-        let (client_port, peer_port) = (free_port(), free_port());
+        Kvd::start_on(data_dir, free_port(), free_port(), options)
+    }
+
+    /// Starts a member on given ports. Flags in `options` replace those of a cluster of one.
+    pub fn start_on(data_dir: &Path, client_port: u16, peer_port: u16, options: KvdOptions) -> Kvd {
         let child = spawn(data_dir, client_port, peer_port, &options);
         Kvd {
             child,
@@ -83,6 +102,11 @@ impl Kvd {
     pub fn kill(&mut self) {
         self.child.kill().expect("the child is ours to kill");
         self.child.wait().expect("the child can be waited for");
+    }
+
+    /// The exit status, if the process has ended.
+    pub fn try_wait(&mut self) -> std::io::Result<Option<std::process::ExitStatus>> {
+        self.child.try_wait()
     }
 
     /// Asks the process to stop and waits for its exit status.
@@ -140,7 +164,7 @@ pub fn kvd_binary() -> PathBuf {
 
 fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions) -> Child {
     let client = format!("http://127.0.0.1:{client_port}");
-    let peer = format!("http://127.0.0.1:{peer_port}");
+    let peer = format!("{}://127.0.0.1:{peer_port}", options.peer_scheme);
     let mut command = match options.wrapper.split_first() {
         Some((program, args)) => {
             let mut command = Command::new(program);
@@ -164,22 +188,24 @@ fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions
             "--initial-advertise-peer-urls",
             &peer,
         ])
-        .args([
-            "--initial-cluster",
-            &format!("default={peer}"),
-            "--log-level",
-            "warn",
-        ])
+        .args(["--log-level", "warn"])
         .args(&options.args)
         .envs(options.env.iter().cloned())
         .stdin(Stdio::null());
+    if !options.args.iter().any(|arg| arg == "--initial-cluster") {
+        command.args(["--initial-cluster", &format!("default={peer}")]);
+    }
     command.spawn().expect("kvd can be started")
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener
-        .local_addr()
-        .expect("a bound socket has an address")
-        .port()
+/// A port nobody listens on now, and that this process gives out once only.
+pub fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+        let port = listener.local_addr().expect("a bound socket").port();
+        if GIVEN.lock().expect("no test panics with it").insert(port) {
+            return port;
+        }
+    }
 }

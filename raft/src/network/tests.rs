@@ -1,97 +1,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::testing::{Links, Member};
+use crate::testing::Cluster;
 use crate::{Config, ProposeError, Role};
-
-/// Three members of one cluster, one of which leads.
-struct Cluster {
-    links: Links,
-    members: Vec<Member>,
-}
-
-impl Cluster {
-    async fn start(tune: impl Fn(Config) -> Config) -> Cluster {
-        let links = Links::default();
-        let mut members = Vec::new();
-        for id in 1..=3 {
-            let mut member = Member::new(tune(steady_config(id)), links.transport(id));
-            links.connect(id, member.start().await);
-            members.push(member);
-        }
-        for member in &members {
-            // A member whom another's first entries have already reached has nothing to write.
-            match member.node().initialize(&[1, 2, 3]).await {
-                Ok(()) | Err(crate::Error::AlreadyInitialized) => {}
-                Err(error) => panic!("member {}: {error}", member.id),
-            }
-        }
-        let cluster = Cluster { links, members };
-        cluster.leader().await;
-        cluster
-    }
-
-    fn member(&self, id: u64) -> &Member {
-        &self.members[id as usize - 1]
-    }
-
-    /// The id of a leader that every running member agrees on.
-    async fn leader(&self) -> u64 {
-        self.leader_of(&[1, 2, 3]).await
-    }
-
-    async fn leader_of(&self, ids: &[u64]) -> u64 {
-        let first = self.member(ids[0]);
-        loop {
-            let seen = first.wait_status(|status| status.leader.is_some()).await;
-            let leader = seen.leader.unwrap();
-            let agree = ids.iter().all(|id| {
-                let status = self.member(*id).node().status();
-                status.leader == Some(leader) && status.term == seen.term
-            });
-            if agree && ids.contains(&leader) {
-                return leader;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    /// Waits until `id` has applied what the leader has now.
-    async fn caught_up(&self, id: u64, leader: u64) {
-        let index = self.member(leader).node().linearizable().await.unwrap();
-        let applied = self.member(id).node().wait_applied(index);
-        tokio::time::timeout(crate::testing::PATIENCE, applied)
-            .await
-            .unwrap()
-            .unwrap();
-    }
-
-    async fn stop_member(&mut self, id: u64) {
-        self.links.disconnect(id);
-        self.members[id as usize - 1].stop().await;
-    }
-
-    async fn start_member(&mut self, id: u64) {
-        let node = self.members[id as usize - 1].start().await;
-        self.links.connect(id, node);
-    }
-
-    async fn stop(mut self) {
-        for member in &mut self.members {
-            member.stop().await;
-        }
-    }
-}
-
-/// Timers that a busy machine keeps.
-fn steady_config(member_id: u64) -> Config {
-    Config {
-        member_id,
-        election_timeout: Duration::from_millis(1500),
-        heartbeat_interval: Duration::from_millis(150),
-        ..Config::default()
-    }
-}
 
 fn other_than(leader: u64) -> u64 {
     leader % 3 + 1
@@ -117,17 +28,10 @@ async fn three_members_elect_a_leader_and_apply_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_follower_refuses_proposals_by_naming_the_leader_and_serves_linearizable_reads() {
+async fn a_follower_serves_linearizable_reads() {
     let cluster = Cluster::start(|config| config).await;
     let leader = cluster.leader().await;
     let follower = cluster.member(other_than(leader));
-    let refused = follower.propose(vec!["x".into()]).await;
-    assert_eq!(
-        refused,
-        Ok(ProposeError::NotLeader {
-            leader: Some(leader)
-        })
-    );
     for number in 0..20 {
         cluster
             .member(leader)
@@ -136,6 +40,92 @@ async fn a_follower_refuses_proposals_by_naming_the_leader_and_serves_linearizab
         follower.node().linearizable().await.unwrap();
         assert_eq!(follower.ledger.commands().len(), number + 1);
     }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_hands_proposals_to_the_leader_and_applies_them_itself() {
+    let cluster = Cluster::start(|config| config).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.member(other_than(leader));
+    for number in 0..20 {
+        let command = format!("command {number}");
+        follower.put(command.clone()).await;
+        assert_eq!(follower.ledger.commands().last().unwrap(), &command);
+    }
+    for id in 1..=3 {
+        cluster.caught_up(id, leader).await;
+        assert_eq!(cluster.member(id).ledger.commands().len(), 20);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proposal_that_was_never_sent_is_tried_again_until_a_leader_takes_it() {
+    let cluster = Cluster::start(|config| config).await;
+    let old = cluster.leader().await;
+    let follower = cluster.member(other_than(old));
+    cluster.links.isolate(follower.id);
+    let refused = follower.propose(vec!["once".into()]);
+    while cluster.links.proposals_not_sent() < 3 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    cluster.links.heal();
+    cluster.leader().await;
+    let mut applied = follower.node().watch_applied();
+    let seen = applied.wait_for(|_| follower.ledger.commands() == ["once"]);
+    tokio::time::timeout(crate::testing::PATIENCE, seen)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(refused.await.is_err(), "applied, so never refused");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proposal_whose_answer_is_lost_is_unknown_and_not_sent_twice() {
+    let cluster = Cluster::start(|config| config).await;
+    let old = cluster.leader().await;
+    let follower = cluster.member(other_than(old));
+    // The leader has the entry in its log when the link goes, and never answers.
+    cluster.member(old).ledger.shut();
+    let before = cluster.member(old).node().status().last_log_index;
+    let refused = follower.propose(vec!["unknown".into()]);
+    let mut log = cluster.member(old).node().watch_status();
+    while cluster.member(old).node().status().last_log_index == before {
+        let _ = tokio::time::timeout(Duration::from_millis(5), log.changed()).await;
+    }
+    cluster.links.isolate(old);
+    cluster.member(old).ledger.open();
+    assert_eq!(refused.await, Ok(ProposeError::NoAnswer));
+    cluster.links.heal();
+    let leader = cluster.leader().await;
+    cluster.member(leader).put("after").await;
+    for id in 1..=3 {
+        cluster.caught_up(id, leader).await;
+        let commands = cluster.member(id).ledger.commands();
+        let times = commands.iter().filter(|c| *c == "unknown").count();
+        assert!(times <= 1, "applied {times} times");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_answers_that_of_another_member() {
+    struct Echo;
+    impl crate::App for Echo {
+        fn answer(&self, request: Bytes) -> Pin<Box<dyn Future<Output = Bytes> + Send + '_>> {
+            Box::pin(async move { [&b"heard "[..], &request].concat().into() })
+        }
+    }
+    let cluster = Cluster::start(|config| config).await;
+    let ask = || {
+        let asking = cluster.member(1).node();
+        asking.ask(2, "you".into(), Duration::from_secs(10))
+    };
+    assert!(matches!(ask().await, Err(PeerError::Answer(_))));
+    cluster.member(2).node().serve_app(Arc::new(Echo));
+    assert_eq!(ask().await.unwrap(), "heard you");
     cluster.stop().await;
 }
 
@@ -240,15 +230,29 @@ async fn an_entry_of_a_cut_off_leader_is_refused_as_unknown_and_replaced() {
     cluster.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_down_is_tried_with_growing_pauses() {
+    let mut cluster = Cluster::start(|config| config).await;
+    let leader = cluster.leader().await;
+    cluster.stop_member(other_than(leader)).await;
+    let until = tokio::time::Instant::now() + Duration::from_secs(2);
+    let mut writes = 0;
+    while tokio::time::Instant::now() < until {
+        cluster.member(leader).put(format!("write {writes}")).await;
+        writes += 1;
+    }
+    // One heartbeat each 150 ms, and replication at most each 20 ms at first, then each 500 ms.
+    let attempts = cluster.links.streams_not_opened();
+    assert!((1..60).contains(&attempts), "{attempts} attempts in 2 s");
+    cluster.stop().await;
+}
+
 #[tokio::test]
 async fn a_cluster_of_one_reaches_nobody() {
     let refused = NoPeers
         .call(2, Rpc::Vote, Bytes::new(), Duration::from_secs(1))
         .await;
-    assert!(
-        matches!(refused, Err(PeerError::Unreachable(_))),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(PeerError::NotSent(_))), "{refused:?}");
 }
 
 #[tokio::test]

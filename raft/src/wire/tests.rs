@@ -10,6 +10,16 @@ fn entry(index: u64, term: u64, command: &'static str) -> Entry {
     Entry::new_normal(raft_log_id(index, term).unwrap(), commands)
 }
 
+/// A membership must not be slipped in as a proposal.
+#[test]
+fn a_proposal_of_anything_but_commands_is_refused() {
+    let refused = decode_propose(encode_propose(&encoding::blank_body()));
+    assert!(
+        matches!(refused, Err(DecodeError::Field { .. })),
+        "{refused:?}"
+    );
+}
+
 /// The append request of version 1; a change here needs a new version.
 #[test]
 fn an_append_request_has_these_bytes() {
@@ -145,6 +155,26 @@ proptest! {
         {
             let decoded = decode_read_index_answer(encode_read_index_answer(answer));
             prop_assert_eq!(decoded, Ok(answer));
+        }
+    }
+
+    #[test]
+    fn proposals_and_their_answers_decode_to_the_same(
+        commands in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..5),
+        leader in prop::option::of(1u64..),
+    ) {
+        let commands: Vec<Bytes> = commands.into_iter().map(Bytes::from).collect();
+        let body = commands_body(&commands);
+        prop_assert_eq!(decode_propose(encode_propose(&body)), Ok(body));
+        let refusals = [
+            ProposeError::NotLeader { leader },
+            ProposeError::NoQuorum,
+            ProposeError::Overloaded,
+            ProposeError::LeadershipLost,
+            ProposeError::Stopped,
+        ];
+        for outcome in refusals.into_iter().map(Err).chain([Ok(())]) {
+            prop_assert_eq!(decode_propose_answer(encode_propose_answer(&outcome)), Ok(outcome));
         }
     }
 

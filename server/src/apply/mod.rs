@@ -11,6 +11,7 @@ mod alarm;
 mod kv;
 mod lease;
 mod member;
+mod snapshot;
 mod txn;
 
 use std::collections::BTreeMap;
@@ -26,8 +27,9 @@ use kv_proto::etcdserverpb::{
     AlarmResponse, AlarmType, DeleteRangeResponse, LeaseGrantResponse, LeaseRevokeResponse,
     PutResponse, TxnResponse,
 };
-use kv_raft::{Applied, CommittedEntry, EntryBody, StateMachine};
+use kv_raft::{Applied, CommittedEntry, EntryBody, InstallFuture, SnapshotSource, StateMachine};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
 use crate::cluster::Cluster;
@@ -36,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::wait::Wait;
 use crate::{Error, Result, quota};
 
+pub(crate) use snapshot::restore_tables;
 pub(crate) use txn::read_only as read_only_txn;
 
 const CONSISTENT_INDEX: &[u8] = b"consistent_index";
@@ -74,6 +77,8 @@ pub(crate) struct Applier {
     pub(crate) slow: Duration,
     /// Origin of lease deadlines.
     pub(crate) started: Instant,
+    /// Canceled when this member applies its own removal.
+    removed: CancellationToken,
     /// The entry being applied.
     position: Position,
     /// From which index on which term and membership hold; a checkpoint names both for its index.
@@ -107,6 +112,7 @@ impl Applier {
         member_id: u64,
         config: &Config,
         started: Instant,
+        removed: CancellationToken,
     ) -> Applier {
         let position = Position::default();
         let epochs = Arc::default();
@@ -120,9 +126,32 @@ impl Applier {
             quota_bytes: config.quota_bytes(),
             slow: config.warning_apply_duration,
             started,
+            removed,
             position,
             epochs,
         }
+    }
+
+    /// What the store says it contains.
+    fn recorded(&self) -> io::Result<Applied> {
+        Ok(Applied {
+            index: self.meta_u64(CONSISTENT_INDEX)?,
+            term: self.meta_u64(TERM)?,
+            membership: self.meta(MEMBERSHIP)?.unwrap_or_default(),
+        })
+    }
+
+    /// Goes on from what the store contains.
+    fn resume(&mut self) -> io::Result<Applied> {
+        let applied = self.recorded()?;
+        self.position = Position {
+            index: applied.index,
+            term: applied.term,
+            commands_done: self.meta_u64(COMMANDS_DONE)?,
+        };
+        let epoch = (applied.term, applied.membership.clone());
+        *self.epochs.lock() = BTreeMap::from([(applied.index, epoch)]);
+        Ok(applied)
     }
 
     fn meta(&self, key: &'static [u8]) -> io::Result<Option<Bytes>> {
@@ -173,12 +202,13 @@ impl Applier {
                 membership,
                 command,
             } => {
-                self.record(complete, vec![put_meta(MEMBERSHIP, membership)]);
-                if command.is_some() {
-                    return Err(io::Error::other(format!(
-                        "entry {index} changes the members with a command that this build does not know: start a newer build"
-                    )));
+                let mut extra = vec![put_meta(MEMBERSHIP, membership)];
+                if let Some(bytes) = command {
+                    let command = Command::decode(bytes)
+                        .map_err(|e| io::Error::other(format!("entry {index}: {e}")))?;
+                    extra.extend(self.change_members(command.body)?);
                 }
+                self.record(complete, extra);
             }
             EntryBody::Commands(commands) => {
                 let count = commands.len();
@@ -264,6 +294,14 @@ impl Applier {
             Body::Alarm(request) => self.alarm(request, extra),
             Body::MemberPublish(request) => self.member_publish(request, extra),
             Body::ClusterVersionSet(request) => self.cluster_version_set(request, extra),
+            Body::MemberUpdate(request) => self.member_update(request, extra),
+            Body::MemberAdd(_) | Body::MemberPromote(_) | Body::MemberRemove(_) => {
+                return Err(io::Error::other(format!(
+                    "command {} came without a membership",
+                    body.name()
+                )));
+            }
+            Body::ClusterBegin(request) => self.cluster_begin(request, extra),
         };
         if let Err(Error::Storage(reason)) = &outcome {
             return Err(io::Error::other(reason.clone()));
@@ -282,7 +320,9 @@ impl Applier {
             body,
             Body::Alarm(_)
                 | Body::MemberPublish(_)
+                | Body::MemberUpdate(_)
                 | Body::ClusterVersionSet(_)
+                | Body::ClusterBegin(_)
                 | Body::LeaseCheckpoint(_)
         );
         if changes && self.alarms.is_raised(AlarmType::Corrupt) {
@@ -304,22 +344,7 @@ impl Applier {
 
 impl StateMachine for Applier {
     fn applied(&mut self) -> io::Result<Applied> {
-        let membership = self.meta(MEMBERSHIP)?.unwrap_or_default();
-        let applied = Applied {
-            index: self.meta_u64(CONSISTENT_INDEX)?,
-            term: self.meta_u64(TERM)?,
-            membership,
-        };
-        let commands_done = self.meta_u64(COMMANDS_DONE)?;
-        self.position = Position {
-            index: applied.index,
-            term: applied.term,
-            commands_done,
-        };
-        self.epochs
-            .lock()
-            .insert(applied.index, (applied.term, applied.membership.clone()));
-        Ok(applied)
+        self.resume()
     }
 
     fn apply(&mut self, entries: Vec<CommittedEntry>) -> io::Result<()> {
@@ -375,17 +400,12 @@ impl StateMachine for Applier {
         })
     }
 
-    fn snapshot(&mut self) -> io::Result<Box<dyn kv_raft::SnapshotSource>> {
-        Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "snapshots to other members are not available yet",
-        ))
+    fn snapshot(&mut self) -> io::Result<Box<dyn SnapshotSource>> {
+        self.open_snapshot()
     }
 
-    fn install(&mut self, _: Applied, _: Box<dyn kv_raft::SnapshotSource>) -> io::Result<()> {
-        Err(io::Error::other(
-            "snapshots from other members are not available yet",
-        ))
+    fn install(&mut self, applied: Applied, source: Box<dyn SnapshotSource>) -> InstallFuture<'_> {
+        self.install_snapshot(applied, source)
     }
 }
 

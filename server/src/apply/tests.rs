@@ -37,6 +37,7 @@ fn applier(disk: &MemoryDisk) -> Applier {
         MEMBER,
         &config,
         Instant::now(),
+        CancellationToken::new(),
     );
     applier.applied().unwrap();
     applier

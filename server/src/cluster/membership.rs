@@ -3,7 +3,7 @@
 //! Stored as in etcd's buckets: members under their id in lower-case hex as JSON, the version under
 //! `clusterVersion` as text.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kv_mvcc::backend::{Keyspace, Op};
@@ -29,6 +29,17 @@ pub(crate) struct Member {
     pub(crate) name: String,
     #[serde(rename = "clientURLs", default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) client_urls: Vec<String>,
+    /// Which data folder of the member counts; 0 until the member has published itself. Not a field of etcd's.
+    #[serde(rename = "kvdIncarnation", default, skip_serializing_if = "is_zero")]
+    pub(crate) incarnation: u64,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// The members and versions of this cluster, as this member has applied them.
@@ -41,8 +52,19 @@ pub(crate) struct Cluster {
 #[derive(Default)]
 struct State {
     members: BTreeMap<u64, Member>,
+    /// Ids that may never come back.
+    removed: BTreeSet<u64>,
+    /// What is known of members that this member has not applied yet; never part of the replicated state.
+    expected: BTreeMap<u64, Member>,
     /// "major.minor.patch"; `None` until the leader proposed it.
     version: Option<String>,
+}
+
+impl Member {
+    /// Whether it has told its name, which it does when it first serves. Source: etcd's IsStarted.
+    pub(crate) fn is_started(&self) -> bool {
+        !self.name.is_empty()
+    }
 }
 
 impl Cluster {
@@ -54,17 +76,20 @@ impl Cluster {
         }
     }
 
-    /// Takes over what the member and cluster keyspaces hold.
+    /// Takes over what the member and cluster keyspaces hold, and nothing else.
     pub(crate) fn restore(
         &self,
         members: impl IntoIterator<Item = Bytes>,
+        removed: impl IntoIterator<Item = u64>,
         version: Option<Bytes>,
     ) -> Result<(), serde_json::Error> {
+        let members = members
+            .into_iter()
+            .map(|json| serde_json::from_slice(&json).map(|member: Member| (member.id, member)))
+            .collect::<Result<_, _>>()?;
         let mut state = self.state.write();
-        for json in members {
-            let member: Member = serde_json::from_slice(&json)?;
-            state.members.insert(member.id, member);
-        }
+        state.members = members;
+        state.removed = removed.into_iter().collect();
         state.version = version.map(|v| String::from_utf8_lossy(&v).into_owned());
         Ok(())
     }
@@ -102,14 +127,74 @@ impl Cluster {
         self.state.read().members.get(&id).cloned()
     }
 
+    /// Whether the member is in the cluster without a vote. One that shall vote and is still catching up is none.
+    pub(crate) fn is_learner(&self, id: u64) -> bool {
+        let state = self.state.read();
+        state
+            .members
+            .get(&id)
+            .is_some_and(|member| member.is_learner)
+    }
+
+    /// Takes a member out and remembers its id for ever; returns what to store.
+    pub(crate) fn remove(&self, id: u64) -> [Op; 2] {
+        let key = Bytes::from(format!("{id:x}"));
+        let mut state = self.state.write();
+        state.members.remove(&id);
+        state.removed.insert(id);
+        [
+            Op::Delete(Keyspace::Members, key.clone()),
+            Op::Put(
+                Keyspace::MembersRemoved,
+                key,
+                Bytes::from_static(b"removed"),
+            ),
+        ]
+    }
+
+    /// Whether the member was once part of the cluster and never will be again.
+    pub(crate) fn is_removed(&self, id: u64) -> bool {
+        self.state.read().removed.contains(&id)
+    }
+
+    /// Tells where a member can be reached before this member has applied the entry that says so.
+    pub(crate) fn expect(&self, member: Member) {
+        self.state.write().expected.insert(member.id, member);
+    }
+
+    /// Where the member `id` can be reached: as applied, else as expected.
+    pub(crate) fn peer_urls(&self, id: u64) -> Vec<String> {
+        let state = self.state.read();
+        let member = state.members.get(&id).or_else(|| state.expected.get(&id));
+        member.map(|m| m.peer_urls.clone()).unwrap_or_default()
+    }
+
+    /// The only data folder the member `id` may have; `None` until it has published itself.
+    pub(crate) fn incarnation(&self, id: u64) -> Option<u64> {
+        let state = self.state.read();
+        let incarnation = state.members.get(&id)?.incarnation;
+        (incarnation != 0).then_some(incarnation)
+    }
+
+    /// All members by id, as stored. Before this member has applied any: those it expects.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        let state = self.state.read();
+        let known = if state.members.is_empty() {
+            &state.expected
+        } else {
+            &state.members
+        };
+        known.values().cloned().collect()
+    }
+
     /// All members by id, as the API shows them.
     pub(crate) fn list(&self) -> Vec<etcdserverpb::Member> {
-        let state = self.state.read();
-        let shown = state.members.values().map(|m| etcdserverpb::Member {
+        let members = self.members();
+        let shown = members.into_iter().map(|m| etcdserverpb::Member {
             id: m.id,
-            name: m.name.clone(),
-            peer_ur_ls: m.peer_urls.clone(),
-            client_ur_ls: m.client_urls.clone(),
+            name: m.name,
+            peer_ur_ls: m.peer_urls,
+            client_ur_ls: m.client_urls,
             is_learner: m.is_learner,
         });
         shown.collect()
@@ -138,8 +223,9 @@ mod tests {
             br#"{"id":38,"peerURLs":["http://a:2380"],"name":"n"}"#
         );
         let other = Cluster::new(1);
-        other.restore([json], Some("3.7.0".into())).unwrap();
+        other.restore([json], [0x27], Some("3.7.0".into())).unwrap();
         assert_eq!(other.member(0x26), Some(member));
+        assert!(other.is_removed(0x27));
         assert_eq!(other.version().as_deref(), Some("3.7.0"));
     }
 }

@@ -246,7 +246,10 @@ fn parse_initial_cluster(text: &str) -> Result<Vec<(String, Url)>, String> {
 }
 
 const NO_AUTH: &str = "users and permissions are not available yet";
-const NO_PEERS: &str = "this version serves a single member";
+const OWN_DEADLINES: &str = "deadlines between members follow --election-timeout";
+const NO_ADDRESS_CHECK: &str = "addresses in the certificates of those who connect are not checked";
+const NO_COMPARISON: &str = "members do not compare their hashes by themselves yet";
+const NO_DOWNGRADE: &str = "downgrades are not available yet";
 const NO_DISCOVERY: &str =
     "discovery is not available in this version; list the members with --initial-cluster";
 const NO_TRACING: &str = "spans are not exported in this version";
@@ -273,7 +276,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("election-timeout", "1000", Target::Millis(|c| &mut c.election_timeout), "Milliseconds without a leader before an election."),
     Flag::new("initial-election-tick-advance", "true", Target::Checked(Form::Bool), "Hold the first election sooner.")
         .accepted("a lone member elects itself at once"),
-    Flag::new("listen-peer-urls", "http://localhost:2380", Target::Urls(|c| &mut c.listen_peer_urls), "Where other members are served.").accepted(NO_PEERS),
+    Flag::new("listen-peer-urls", "http://localhost:2380", Target::Urls(|c| &mut c.listen_peer_urls), "Where other members are served."),
     Flag::new("listen-client-urls", "http://localhost:2379", Target::Urls(|c| &mut c.listen_client_urls), "Where clients are served: gRPC and HTTP."),
     Flag::new("listen-client-http-urls", "", Target::Urls(|c| &mut c.listen_client_http_urls), "Where HTTP is served; listen-client-urls then speak gRPC only."),
     Flag::new("max-snapshots", "5", Target::Checked(Form::Uint), "Snapshot files kept.").deprecated(),
@@ -292,8 +295,8 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("socket-reuse-port", "false", Target::Bool(|c| &mut c.socket_reuse_port), "Set SO_REUSEPORT on listeners.").yaml("socket-options.reuse-port").accepted("listeners are not shared"),
     Flag::new("socket-reuse-address", "false", Target::Bool(|c| &mut c.socket_reuse_address), "Set SO_REUSEADDR on listeners.").yaml("socket-options.reuse-address").accepted("it is always set"),
     Flag::new("enable-grpc-gateway", "true", Target::Bool(|c| &mut c.enable_grpc_gateway), "Serve JSON under /v3/.").accepted("the JSON gateway is not available yet"),
-    Flag::new("raft-read-timeout", "5s", Target::Checked(Form::Duration), "Read deadline of peer connections.").not_in_file().accepted(NO_PEERS),
-    Flag::new("raft-write-timeout", "5s", Target::Checked(Form::Duration), "Write deadline of peer connections.").not_in_file().accepted(NO_PEERS),
+    Flag::new("raft-read-timeout", "5s", Target::Checked(Form::Duration), "Read deadline of peer connections.").not_in_file().accepted(OWN_DEADLINES),
+    Flag::new("raft-write-timeout", "5s", Target::Checked(Form::Duration), "Write deadline of peer connections.").not_in_file().accepted(OWN_DEADLINES),
     // Clustering.
     Flag::new("initial-advertise-peer-urls", "http://localhost:2380", Target::Urls(|c| &mut c.initial_advertise_peer_urls), "Peer URLs that other members use.").section(Section::Clustering),
     Flag::new(
@@ -334,7 +337,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("discovery-fallback", "exit", Target::Checked(Form::Words(&["exit", "proxy"])), "What to do when discovery fails.").not_in_file().section(Section::Clustering).accepted(NO_DISCOVERY),
     Flag::new("discovery-srv", "", Target::Checked(Form::Text), "DNS domain that lists the members.").section(Section::Clustering).accepted(NO_DISCOVERY),
     Flag::new("discovery-srv-name", "", Target::Checked(Form::Text), "Suffix of the DNS service name.").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("strict-reconfig-check", "true", Target::Bool(|c| &mut c.strict_reconfig_check), "Refuse membership changes that lose the quorum.").section(Section::Clustering).accepted(NO_PEERS),
+    Flag::new("strict-reconfig-check", "true", Target::Bool(|c| &mut c.strict_reconfig_check), "Refuse membership changes that lose the quorum.").section(Section::Clustering),
     Flag::new("pre-vote", "true", Target::Bool(|c| &mut c.pre_vote), "Ask before an election whether it could be won.").section(Section::Clustering).accepted("a single voter holds no elections"),
     Flag::new("v2-deprecation", "write-only", Target::Checked(Form::Words(&["write-only", "write-only-skip-check", "write-only-drop-data", "gone"])), "Phase of the end of the v2 store.").section(Section::Clustering).deprecated(),
     // Security.
@@ -347,17 +350,17 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("client-cert-allowed-hostname", "", Target::List(|c| &mut c.client_tls.allowed_hostnames), "Host names of which a client certificate must carry one.").yaml("client-transport-security.allowed-hostname").section(Section::Security),
     Flag::new("trusted-ca-file", "", Target::OptionalPath(|c| &mut c.client_tls.trusted_ca_file), "Authorities of client certificates.").yaml("client-transport-security.trusted-ca-file").section(Section::Security),
     Flag::new("auto-tls", "false", Target::Bool(|c| &mut c.client_tls.auto_tls), "Serve clients with a certificate made at start.").yaml("client-transport-security.auto-tls").section(Section::Security),
-    Flag::new("peer-cert-file", "", Target::OptionalPath(|c| &mut c.peer_tls.cert_file), "Certificate of the peer listeners.").yaml("peer-transport-security.cert-file").section(Section::Security).accepted(NO_PEERS),
-    Flag::new("peer-key-file", "", Target::OptionalPath(|c| &mut c.peer_tls.key_file), "Key of the peer listeners.").yaml("peer-transport-security.key-file").section(Section::Security).accepted(NO_PEERS),
-    Flag::new("peer-client-cert-auth", "false", Target::Bool(|c| &mut c.peer_tls.client_cert_auth), "Peers must present a certificate.").yaml("peer-transport-security.client-cert-auth").section(Section::Security).accepted(NO_PEERS),
-    Flag::new("peer-client-cert-file", "", Target::OptionalPath(|c| &mut c.peer_tls.client_cert_file), "Certificate for connections to peers.").yaml("peer-transport-security.client-cert-file").section(Section::Security).accepted(NO_PEERS),
-    Flag::new("peer-client-key-file", "", Target::OptionalPath(|c| &mut c.peer_tls.client_key_file), "Key of peer-client-cert-file.").yaml("peer-transport-security.client-key-file").section(Section::Security).accepted(NO_PEERS),
-    Flag::new("peer-trusted-ca-file", "", Target::OptionalPath(|c| &mut c.peer_tls.trusted_ca_file), "Authorities of peer certificates.").yaml("peer-transport-security.trusted-ca-file").section(Section::Security).accepted(NO_PEERS),
-    Flag::new("peer-auto-tls", "false", Target::Bool(|c| &mut c.peer_tls.auto_tls), "Serve peers with a certificate made at start.").yaml("peer-transport-security.auto-tls").section(Section::Security).accepted(NO_PEERS),
-    Flag::new("peer-crl-file", "", Target::OptionalPath(|c| &mut c.peer_tls.crl_file), "Revoked peer certificates.").not_in_file().section(Section::Security).accepted(NO_PEERS),
-    Flag::new("peer-cert-allowed-cn", "", Target::List(|c| &mut c.peer_tls.allowed_common_names), "Common names of which a peer certificate must carry one.").yaml("peer-transport-security.allowed-cn").section(Section::Security).accepted(NO_PEERS),
-    Flag::new("peer-cert-allowed-hostname", "", Target::List(|c| &mut c.peer_tls.allowed_hostnames), "Host names of which a peer certificate must carry one.").yaml("peer-transport-security.allowed-hostname").section(Section::Security).accepted(NO_PEERS),
-    Flag::new("peer-skip-client-san-verification", "false", Target::Checked(Form::Bool), "Do not check the addresses in peer certificates.").yaml("peer-transport-security.skip-client-san-verification").section(Section::Security).accepted(NO_PEERS),
+    Flag::new("peer-cert-file", "", Target::OptionalPath(|c| &mut c.peer_tls.cert_file), "Certificate of the peer listeners.").yaml("peer-transport-security.cert-file").section(Section::Security),
+    Flag::new("peer-key-file", "", Target::OptionalPath(|c| &mut c.peer_tls.key_file), "Key of the peer listeners.").yaml("peer-transport-security.key-file").section(Section::Security),
+    Flag::new("peer-client-cert-auth", "false", Target::Bool(|c| &mut c.peer_tls.client_cert_auth), "Peers must present a certificate.").yaml("peer-transport-security.client-cert-auth").section(Section::Security),
+    Flag::new("peer-client-cert-file", "", Target::OptionalPath(|c| &mut c.peer_tls.client_cert_file), "Certificate for connections to peers.").yaml("peer-transport-security.client-cert-file").section(Section::Security),
+    Flag::new("peer-client-key-file", "", Target::OptionalPath(|c| &mut c.peer_tls.client_key_file), "Key of peer-client-cert-file.").yaml("peer-transport-security.client-key-file").section(Section::Security),
+    Flag::new("peer-trusted-ca-file", "", Target::OptionalPath(|c| &mut c.peer_tls.trusted_ca_file), "Authorities of peer certificates.").yaml("peer-transport-security.trusted-ca-file").section(Section::Security),
+    Flag::new("peer-auto-tls", "false", Target::Bool(|c| &mut c.peer_tls.auto_tls), "Serve peers with a certificate made at start.").yaml("peer-transport-security.auto-tls").section(Section::Security),
+    Flag::new("peer-crl-file", "", Target::OptionalPath(|c| &mut c.peer_tls.crl_file), "Revoked peer certificates.").not_in_file().section(Section::Security),
+    Flag::new("peer-cert-allowed-cn", "", Target::List(|c| &mut c.peer_tls.allowed_common_names), "Common names of which a peer certificate must carry one.").yaml("peer-transport-security.allowed-cn").section(Section::Security),
+    Flag::new("peer-cert-allowed-hostname", "", Target::List(|c| &mut c.peer_tls.allowed_hostnames), "Host names of which a peer certificate must carry one.").yaml("peer-transport-security.allowed-hostname").section(Section::Security),
+    Flag::new("peer-skip-client-san-verification", "false", Target::Checked(Form::Bool), "Do not check the addresses in peer certificates.").yaml("peer-transport-security.skip-client-san-verification").section(Section::Security).accepted(NO_ADDRESS_CHECK),
     Flag::new("self-signed-cert-validity", "1", Target::Uint(|c| &mut c.self_signed_cert_validity_years), "Years that certificates made at start are valid.").section(Section::Security),
     Flag::new("cipher-suites", "", Target::List(|c| &mut c.cipher_suites), "TLS 1.2 cipher suites by their Go names. Empty: a safe choice.").section(Section::Security),
     Flag::new("cors", "*", Target::List(|c| &mut c.cors), "Origins that browsers may send from.").section(Section::Security),
@@ -412,12 +415,12 @@ pub static FLAGS: &[Flag] = &[
     )
     .section(Section::Features),
     Flag::new("snapshot-catchup-entries", "5000", Target::Uint(|c| &mut c.snapshot_catchup_entries), "Entries kept behind a snapshot for slow followers.").section(Section::Features),
-    Flag::new("corrupt-check-time", "0s", Target::Checked(Form::Duration), "Period of the comparison of hashes with peers. 0: never.").section(Section::Features).accepted(NO_PEERS),
-    Flag::new("compact-hash-check-time", "1m0s", Target::Duration(|c| &mut c.compact_hash_check_time), "Period of the comparison of compaction hashes with peers.").section(Section::Features).accepted(NO_PEERS),
+    Flag::new("corrupt-check-time", "0s", Target::Checked(Form::Duration), "Period of the comparison of hashes with peers. 0: never.").section(Section::Features).accepted(NO_COMPARISON),
+    Flag::new("compact-hash-check-time", "1m0s", Target::Duration(|c| &mut c.compact_hash_check_time), "Period of the comparison of compaction hashes with peers.").section(Section::Features).accepted(NO_COMPARISON),
     Flag::new("watch-progress-notify-interval", "0s", Target::Duration(|c| &mut c.watch_progress_notify_interval), "Period of progress notifications. 0: 10m.").section(Section::Features),
     Flag::new("bootstrap-defrag-threshold-megabytes", "0", Target::Checked(Form::Uint), "Defragment at start if that frees as much.").section(Section::Features).accepted("space is reused without defragmentation at start"),
-    Flag::new("max-learners", "1", Target::Uint(|c| &mut c.max_learners), "Learners allowed at the same time.").section(Section::Features).accepted(NO_PEERS),
-    Flag::new("downgrade-check-time", "5s", Target::Checked(Form::Duration), "Period of downgrade checks.").section(Section::Features).accepted(NO_PEERS),
+    Flag::new("max-learners", "1", Target::Uint(|c| &mut c.max_learners), "Learners allowed at the same time.").section(Section::Features),
+    Flag::new("downgrade-check-time", "5s", Target::Checked(Form::Duration), "Period of downgrade checks.").section(Section::Features).accepted(NO_DOWNGRADE),
     // Logging.
     Flag::new("logger", "zap", Target::Checked(Form::Words(&["zap"])), "Kind of logger: zap, whose fields the log lines have.").section(Section::Logging),
     Flag::new("log-outputs", "default", Target::List(|c| &mut c.log_outputs), "Targets of the log: default (stderr), stdout, stderr, paths.").section(Section::Logging),

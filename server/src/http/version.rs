@@ -4,7 +4,8 @@ use super::{Answer, HealthSource, Pages, typed};
 use crate::config::ETCD_VERSION;
 
 impl<S: HealthSource> Pages<S> {
-    pub(super) async fn version_page(&self) -> Answer {
+    /// The page of every port that has one.
+    pub(crate) async fn version_page(&self) -> Answer {
         let versions = self.source.versions();
         let cluster = versions.cluster.as_deref().unwrap_or("not_decided");
         let storage = versions.storage.as_deref().unwrap_or("unknown");

@@ -101,11 +101,27 @@ group! {
 }
 
 group! {
-    /// `etcd_network_*` between this member and its clients.
+    /// `etcd_network_*` between this member and its clients and peers. Peers are named by their id in hex.
     NetworkMetrics {
         client_received_bytes: IntCounter = "etcd_network_client_grpc_received_bytes_total", "Bytes received from gRPC clients.";
         client_sent_bytes: IntCounter = "etcd_network_client_grpc_sent_bytes_total", "Bytes sent to gRPC clients.";
         stream_failures: IntCounterVec = "etcd_network_server_stream_failures_total", "Failed sends and receives on streams.", labels ["Type", "API"];
+        active_peers: IntGaugeVec = "etcd_network_active_peers", "1 while the peer answers.", labels ["Local", "Remote"];
+        known_peers: IntGaugeVec = "etcd_network_known_peers", "1 for each peer that was ever spoken to.", labels ["Local", "Remote"];
+        disconnected_peers: IntCounterVec = "etcd_network_disconnected_peers_total", "Times a peer ceased to answer.", labels ["Local", "Remote"];
+        peer_sent_bytes: IntCounterVec = "etcd_network_peer_sent_bytes_total", "Bytes sent to a peer.", labels ["To"];
+        peer_received_bytes: IntCounterVec = "etcd_network_peer_received_bytes_total", "Bytes received from a peer.", labels ["From"];
+        peer_sent_failures: IntCounterVec = "etcd_network_peer_sent_failures_total", "Calls to a peer that failed.", labels ["To"];
+        peer_received_failures: IntCounterVec = "etcd_network_peer_received_failures_total", "Streams from a peer that broke.", labels ["From"];
+        peer_round_trip: HistogramVec = "etcd_network_peer_round_trip_time_seconds", "Time from a short request to a peer to its answer.", labels ["To"], buckets (0.0001, 2.0, 16);
+        snapshot_send_inflights: IntGaugeVec = "etcd_network_snapshot_send_inflights_total", "Snapshots being sent.", labels ["To"];
+        snapshot_send_success: IntCounterVec = "etcd_network_snapshot_send_success", "Snapshots sent and installed.", labels ["To"];
+        snapshot_send_failures: IntCounterVec = "etcd_network_snapshot_send_failures", "Snapshots that could not be sent.", labels ["To"];
+        snapshot_send_seconds: HistogramVec = "etcd_network_snapshot_send_total_duration_seconds", "Time to send a snapshot and have it installed.", labels ["To"], buckets (0.1, 2.0, 10);
+        snapshot_receive_inflights: IntGaugeVec = "etcd_network_snapshot_receive_inflights_total", "Snapshots being received.", labels ["From"];
+        snapshot_receive_success: IntCounterVec = "etcd_network_snapshot_receive_success", "Snapshots received and installed.", labels ["From"];
+        snapshot_receive_failures: IntCounterVec = "etcd_network_snapshot_receive_failures", "Snapshots that could not be received.", labels ["From"];
+        snapshot_receive_seconds: HistogramVec = "etcd_network_snapshot_receive_total_duration_seconds", "Time to receive and install a snapshot.", labels ["From"], buckets (0.1, 2.0, 10);
     }
 }
 

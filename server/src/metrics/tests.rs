@@ -27,11 +27,6 @@ const ABSENT: &[(&str, &str)] = &[
         "etcd_snap_*",
         "not yet: snapshots come with the second member",
     ),
-    ("etcd_network_active_peers", "not yet: peers"),
-    ("etcd_network_disconnected_peers_total", "not yet: peers"),
-    ("etcd_network_known_peers", "not yet: peers"),
-    ("etcd_network_peer_*", "not yet: peers"),
-    ("etcd_network_snapshot_*", "not yet: peers"),
 ];
 
 fn extensive() -> Config {

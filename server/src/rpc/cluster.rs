@@ -1,27 +1,59 @@
-//! The Cluster service: who the members are. Changing them is not available yet.
+//! The Cluster service: who the members are, and changes of that.
+//!
+//! Any member takes a change; the leader checks and makes it (`reconfigure.rs`), and it is answered when this member
+//! has applied it. Responses carry no revision.
 
 use std::sync::Arc;
 
+use kv_proto::commandpb;
+use kv_proto::commandpb::{answer::Answer, question::Question};
 use kv_proto::etcdserverpb::cluster_server::Cluster;
 use kv_proto::etcdserverpb::{
-    MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
+    self, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
     MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
-    MemberUpdateRequest, MemberUpdateResponse,
+    MemberUpdateRequest, MemberUpdateResponse, ResponseHeader,
 };
 use tonic::{Request, Response, Status};
 
-use crate::Error;
+use crate::config::Url;
 use crate::member::Member;
+use crate::{Error, clock, cluster, leader};
 
 /// The service over a member.
 #[derive(Clone)]
 pub(crate) struct ClusterService(pub(crate) Arc<Member>);
 
-fn unavailable() -> Status {
-    Error::Unimplemented(
-        "kvd: this build serves clusters of one member; changing members is not available yet",
-    )
-    .into()
+impl ClusterService {
+    fn header(&self) -> Option<ResponseHeader> {
+        Some(self.0.header(0))
+    }
+
+    /// Has the leader make `change`, and waits until this member has applied it.
+    async fn change(&self, change: Question) -> crate::Result<()> {
+        let removed = match &change {
+            Question::MemberRemove(request) => Some(request.id),
+            _ => None,
+        };
+        let Answer::Changed(index) = leader::ask(&self.0, change).await? else {
+            return Err(Error::Timeout);
+        };
+        // A member that is out of the cluster may never be sent the entry that says so.
+        if removed == Some(self.0.id) {
+            return Ok(());
+        }
+        let applied = self.0.node.wait_applied(index);
+        match tokio::time::timeout(self.0.config.request_timeout(), applied).await {
+            Ok(applied) => applied.map_err(|_| Error::Stopped),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    /// The members, without `removed`, which this member may still know.
+    fn members_without(&self, removed: u64) -> Vec<etcdserverpb::Member> {
+        let mut members = self.0.cluster.list();
+        members.retain(|member| member.id != removed);
+        members
+    }
 }
 
 #[tonic::async_trait]
@@ -33,39 +65,120 @@ impl Cluster for ClusterService {
         if request.into_inner().linearizable {
             self.0.reads.linearizable().await?;
         }
-        // Cluster responses carry no revision.
-        let header = Some(self.0.header(0));
         Ok(Response::new(MemberListResponse {
-            header,
+            header: self.header(),
             members: self.0.cluster.list(),
         }))
     }
 
     async fn member_add(
         &self,
-        _: Request<MemberAddRequest>,
+        request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        Err(unavailable())
+        let MemberAddRequest {
+            peer_ur_ls,
+            is_learner,
+        } = request.into_inner();
+        let peer_urls = checked_urls(&peer_ur_ls)?;
+        let added_at = clock::wall_ms() / 1000;
+        let id = cluster::member_id(&peer_urls, &added_at.to_string());
+        self.change(Question::MemberAdd(commandpb::MemberAdd {
+            id,
+            peer_urls: peer_urls.clone(),
+            is_learner,
+        }))
+        .await?;
+        let member = etcdserverpb::Member {
+            id,
+            peer_ur_ls: peer_urls,
+            is_learner,
+            ..Default::default()
+        };
+        Ok(Response::new(MemberAddResponse {
+            header: self.header(),
+            member: Some(member),
+            members: self.0.cluster.list(),
+        }))
     }
 
     async fn member_remove(
         &self,
-        _: Request<MemberRemoveRequest>,
+        request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        Err(unavailable())
+        let id = request.into_inner().id;
+        self.change(Question::MemberRemove(commandpb::MemberRemove { id }))
+            .await?;
+        Ok(Response::new(MemberRemoveResponse {
+            header: self.header(),
+            members: self.members_without(id),
+        }))
     }
 
     async fn member_update(
         &self,
-        _: Request<MemberUpdateRequest>,
+        request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        Err(unavailable())
+        let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
+        let peer_urls = checked_urls(&peer_ur_ls)?;
+        self.change(Question::MemberUpdate(commandpb::MemberUpdate {
+            id,
+            peer_urls,
+        }))
+        .await?;
+        Ok(Response::new(MemberUpdateResponse {
+            header: self.header(),
+            members: self.0.cluster.list(),
+        }))
     }
 
     async fn member_promote(
         &self,
-        _: Request<MemberPromoteRequest>,
+        request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        Err(unavailable())
+        let id = request.into_inner().id;
+        self.change(Question::MemberPromote(commandpb::MemberPromote { id }))
+            .await?;
+        Ok(Response::new(MemberPromoteResponse {
+            header: self.header(),
+            members: self.0.cluster.list(),
+        }))
+    }
+}
+
+/// `urls`, sorted, if each is one that a peer can be reached at and there is at least one.
+fn checked_urls(urls: &[String]) -> crate::Result<Vec<String>> {
+    let parsed = urls.iter().map(|url| url.parse::<Url>());
+    let mut parsed: Vec<Url> = parsed
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::BadPeerUrls)?;
+    if parsed.is_empty() {
+        return Err(Error::BadPeerUrls);
+    }
+    parsed.sort();
+    Ok(parsed.iter().map(ToString::to_string).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peer_urls_are_checked_and_sorted() {
+        let check = |urls: &[&str]| {
+            let urls: Vec<String> = urls.iter().map(ToString::to_string).collect();
+            checked_urls(&urls)
+        };
+        let sorted = vec!["http://a:1".to_owned(), "http://b:1".to_owned()];
+        assert_eq!(check(&["http://b:1", "http://a:1"]), Ok(sorted));
+        for bad in [
+            &[][..],
+            &[""],
+            &["a:1"],
+            &["http://a"],
+            &["http://a:1/x"],
+            &["ftp://a:1"],
+        ] {
+            assert_eq!(check(bad), Err(Error::BadPeerUrls), "{bad:?}");
+        }
     }
 }

@@ -40,6 +40,13 @@ use crate::http::{Front, Listener, Pages};
 use crate::member::Member;
 use crate::metrics::MethodMetrics;
 
+/// What a learner serves; a range only if serializable. Source: etcd v3.7, v3rpc/interceptor.go.
+const FOR_LEARNERS: [&str; 3] = [
+    "/etcdserverpb.KV/Range",
+    "/etcdserverpb.Maintenance/Status",
+    "/etcdserverpb.Maintenance/Snapshot",
+];
+
 /// The services that [`Services`] has.
 const SERVICES: [&str; 7] = [
     "etcdserverpb.KV",
@@ -147,7 +154,7 @@ impl Dispatch {
 
     fn grpc(&self, request: Request<Incoming>) -> Answer {
         let services = self.services.clone();
-        if let Err(error) = self.admit(request.headers()) {
+        if let Err(error) = self.admit(request.uri().path(), request.headers()) {
             return ready(Status::from(error));
         }
         let path = request.uri().path();
@@ -232,7 +239,11 @@ impl Dispatch {
     }
 
     /// What holds for every call. Source: etcd v3.7, v3rpc/interceptor.go.
-    fn admit(&self, headers: &HeaderMap) -> crate::Result<()> {
+    fn admit(&self, path: &str, headers: &HeaderMap) -> crate::Result<()> {
+        let member = &self.services.member;
+        if !FOR_LEARNERS.contains(&path) && member.cluster.is_learner(member.id) {
+            return Err(Error::NotSupportedForLearner);
+        }
         if let Some(version) = headers.get("client-api-version")
             && std::str::from_utf8(version.as_bytes()).is_err()
         {

@@ -37,6 +37,9 @@ impl KvService {
     async fn range_answer(&self, request: RangeRequest) -> Result<RangeAnswer> {
         let member = &self.0;
         if !request.serializable {
+            if member.cluster.is_learner(member.id) {
+                return Err(crate::Error::NotSupportedForLearner);
+            }
             member.reads.linearizable().await?;
         }
         let query = range_query(request);

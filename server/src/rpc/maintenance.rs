@@ -18,7 +18,7 @@ use super::fill;
 use super::kv::unexpected;
 use crate::apply::Response as Applied;
 use crate::member::{API_VERSION, CLUSTER_VERSION, Member};
-use crate::{Error, quota};
+use crate::{Error, quota, reconfigure};
 
 /// The service over a member.
 #[derive(Clone)]
@@ -65,7 +65,7 @@ impl Maintenance for MaintenanceService {
             raft_applied_index: raft.applied_index,
             errors,
             db_size_in_use: member.bytes_in_use().min(sizes.on_disk) as i64,
-            is_learner: false,
+            is_learner: member.is_without_vote(),
             storage_version: CLUSTER_VERSION.into(),
             db_size_quota: quota,
             downgrade_info: Some(DowngradeInfo::default()),
@@ -116,14 +116,10 @@ impl Maintenance for MaintenanceService {
 
     async fn move_leader(
         &self,
-        _: Request<MoveLeaderRequest>,
+        request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
-        let error = if self.0.is_leader() {
-            Error::BadLeaderTransferee
-        } else {
-            Error::NotLeader
-        };
-        Err(error.into())
+        reconfigure::move_leader(&self.0, request.into_inner().target_id).await?;
+        Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 
     async fn downgrade(

@@ -1,6 +1,6 @@
 //! Error to wire: code and text are decided here and nowhere else.
 //!
-//! The texts are API: Go clients compare them byte for byte. Two of etcd's errors travel as Unknown although
+//! The texts are API: Go clients compare them byte for byte. Three of etcd's errors travel as Unknown although
 //! clients know them under another code. Source: etcd API v3.7, rpctypes and v3rpc/util.
 
 use tonic::{Code, Status};
@@ -57,6 +57,44 @@ fn wire(error: &Error) -> (Code, &str) {
         Error::BadLeaderTransferee => (
             Code::FailedPrecondition,
             "etcdserver: bad leader transferee",
+        ),
+        Error::LeaderTransferTimeout => (
+            Code::Unknown,
+            "etcdserver: request timed out, leader transfer took too long",
+        ),
+        Error::MemberExists => (
+            Code::FailedPrecondition,
+            "etcdserver: member ID already exist",
+        ),
+        Error::PeerUrlExists => (
+            Code::FailedPrecondition,
+            "etcdserver: Peer URLs already exists",
+        ),
+        Error::BadPeerUrls => (
+            Code::InvalidArgument,
+            "etcdserver: given member URLs are invalid",
+        ),
+        Error::MemberNotFound => (Code::NotFound, "etcdserver: member not found"),
+        Error::MemberNotLearner => (
+            Code::FailedPrecondition,
+            "etcdserver: can only promote a learner member",
+        ),
+        Error::LearnerNotReady => (
+            Code::FailedPrecondition,
+            "etcdserver: can only promote a learner member which is in sync with leader",
+        ),
+        Error::TooManyLearners => (
+            Code::FailedPrecondition,
+            "etcdserver: too many learner members in cluster",
+        ),
+        Error::NotEnoughStarted => (
+            Code::Unknown,
+            "etcdserver: re-configuration failed due to not enough started members",
+        ),
+        Error::Unhealthy => (Code::Unavailable, "etcdserver: unhealthy cluster"),
+        Error::NotSupportedForLearner => (
+            Code::FailedPrecondition,
+            "etcdserver: rpc not supported for learner",
         ),
         Error::Stopped => (Code::Unavailable, "etcdserver: server stopped"),
         Error::Timeout => (Code::Unavailable, "etcdserver: request timed out"),

@@ -1,7 +1,7 @@
-//! TLS of the listeners: certificates, verification of clients, reload without restart.
+//! TLS of the listeners and of connections to other members: certificates, verification, reload without restart.
 //!
-//! [`TlsAcceptor`] reads its files at start, where every fault is an error that names file, flag and way out. Afterwards it
-//! looks at them again before a handshake, at most once in [`RECHECK_INTERVAL`], and by content rather than by time, since
+//! [`TlsAcceptor`] and [`TlsConnector`] read their files at start, where every fault is an error that names file, flag and way out. Afterwards they
+//! look at them again before a handshake, at most once in [`RECHECK_INTERVAL`], and by content rather than by time, since
 //! mounted secrets change by swapping links. Files that cannot be used are told once; the last good ones stay in force.
 //! New files hold for new connections: sessions of older ones cannot be resumed into them.
 //!
@@ -20,10 +20,13 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{ServerConfig, SupportedProtocolVersion};
+use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
+use rustls_pki_types::ServerName;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 pub use tokio_rustls::server::TlsStream;
@@ -83,6 +86,11 @@ pub enum Error {
     /// A listener needs a certificate and none is configured.
     #[error("--{0}cert-file and --{0}key-file are needed to listen on TLS")]
     NoCertificate(&'static str),
+    /// Nobody to verify the other members with.
+    #[error(
+        "--peer-trusted-ca-file is needed to connect to members over TLS: the authorities that signed their certificates"
+    )]
+    NoAuthority,
     /// A name in `--cipher-suites` that no one knows.
     #[error(
         "--cipher-suites: unknown cipher suite {name:?}; available: {}",
@@ -104,11 +112,10 @@ pub enum Error {
 }
 
 /// Accepts TLS connections with the newest usable files.
-pub struct TlsAcceptor {
-    policy: Policy,
-    current: ArcSwap<ServerConfig>,
-    reload: Mutex<Reload>,
-}
+pub struct TlsAcceptor(Reloading<ServerConfig>);
+
+/// Makes TLS connections to other members with the newest usable files.
+pub struct TlsConnector(Reloading<ClientConfig>);
 
 /// What does not change while the process runs.
 #[derive(Clone)]
@@ -119,6 +126,14 @@ struct Policy {
     provider: Arc<CryptoProvider>,
     versions: Vec<&'static SupportedProtocolVersion>,
     recheck: Duration,
+}
+
+/// Settings of one side, made again when the files change.
+struct Reloading<C> {
+    policy: Policy,
+    make: fn(&Policy, &Contents) -> Result<C, Error>,
+    current: ArcSwap<C>,
+    reload: Mutex<Reload>,
 }
 
 struct Reload {
@@ -143,22 +158,11 @@ impl TlsAcceptor {
 
     /// For peer listeners: as for clients, with the flags that begin with `peer-`.
     pub fn for_peers(config: &Config) -> Result<TlsAcceptor, Error> {
-        let files = with_certificate(config, &config.peer_tls, "peer", &config.listen_peer_urls)?;
-        TlsAcceptor::new(Policy::new(config, files, "peer-")?)
+        TlsAcceptor::new(Policy::for_peers(config)?)
     }
 
     fn new(policy: Policy) -> Result<TlsAcceptor, Error> {
-        let contents = Contents::read(&policy.files, policy.flag_prefix)?;
-        let current = ArcSwap::from_pointee(policy.server_config(&contents)?);
-        let reload = Mutex::new(Reload {
-            checked: Instant::now(),
-            seen: Some(contents),
-        });
-        Ok(TlsAcceptor {
-            policy,
-            current,
-            reload,
-        })
+        Reloading::new(policy, Policy::server_config).map(TlsAcceptor)
     }
 
     /// Completes the handshake on a new connection.
@@ -169,12 +173,12 @@ impl TlsAcceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        if self.is_recheck_due() {
+        if self.0.is_recheck_due() {
             let acceptor = Arc::clone(self);
             // A panic there would be our bug; the current files stay in force.
-            let _ = tokio::task::spawn_blocking(move || acceptor.recheck()).await;
+            let _ = tokio::task::spawn_blocking(move || acceptor.0.recheck()).await;
         }
-        let acceptor = tokio_rustls::TlsAcceptor::from(self.current.load_full());
+        let acceptor = tokio_rustls::TlsAcceptor::from(self.0.current.load_full());
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
             Ok(accepted) => accepted,
             Err(_) => Err(io::Error::new(
@@ -182,6 +186,67 @@ impl TlsAcceptor {
                 "the TLS handshake took longer than 30 s",
             )),
         }
+    }
+}
+
+impl TlsConnector {
+    /// For connections to other members: `--peer-client-cert-file` or `--peer-cert-file` is presented, the other side
+    /// is verified by `--peer-trusted-ca-file`, or not at all under `--peer-auto-tls`.
+    pub fn for_peers(config: &Config) -> Result<TlsConnector, Error> {
+        let mut policy = Policy::for_peers(config)?;
+        let files = &mut policy.files;
+        if files.client_cert_file.is_some() {
+            files.cert_file = files.client_cert_file.take();
+            files.key_file = files.client_key_file.take();
+        }
+        Reloading::new(policy, Policy::client_config).map(TlsConnector)
+    }
+
+    /// Completes the handshake with `host`, a name or an address that the certificate of the other side must carry.
+    ///
+    /// ALPN offers `h2` or `http/1.1`. The time is bounded by the caller.
+    pub async fn connect<IO>(
+        self: &Arc<Self>,
+        host: &str,
+        stream: IO,
+        http2: bool,
+    ) -> io::Result<tokio_rustls::client::TlsStream<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.0.is_recheck_due() {
+            let connector = Arc::clone(self);
+            // A panic there would be our bug; the current files stay in force.
+            let _ = tokio::task::spawn_blocking(move || connector.0.recheck()).await;
+        }
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let alpn: &[u8] = if http2 { b"h2" } else { b"http/1.1" };
+        let connector = tokio_rustls::TlsConnector::from(self.0.current.load_full());
+        connector
+            .with_alpn(vec![alpn.to_vec()])
+            .connect(name, stream)
+            .await
+    }
+}
+
+impl<C> Reloading<C> {
+    fn new(
+        policy: Policy,
+        make: fn(&Policy, &Contents) -> Result<C, Error>,
+    ) -> Result<Reloading<C>, Error> {
+        let contents = Contents::read(&policy.files, policy.flag_prefix)?;
+        let current = ArcSwap::from_pointee(make(&policy, &contents)?);
+        let reload = Mutex::new(Reload {
+            checked: Instant::now(),
+            seen: Some(contents),
+        });
+        Ok(Reloading {
+            policy,
+            make,
+            current,
+            reload,
+        })
     }
 
     fn is_recheck_due(&self) -> bool {
@@ -200,7 +265,7 @@ impl TlsAcceptor {
         let loaded = match contents {
             Ok(contents) if reload.seen.as_ref() == Some(&contents) => return,
             Ok(contents) => {
-                let loaded = self.policy.server_config(&contents);
+                let loaded = (self.make)(&self.policy, &contents);
                 reload.seen = Some(contents);
                 loaded
             }
@@ -224,6 +289,11 @@ impl TlsAcceptor {
 }
 
 impl Policy {
+    fn for_peers(config: &Config) -> Result<Policy, Error> {
+        let files = with_certificate(config, &config.peer_tls, "peer", &config.listen_peer_urls)?;
+        Policy::new(config, files, "peer-")
+    }
+
     fn new(config: &Config, files: TlsFiles, flag_prefix: &'static str) -> Result<Policy, Error> {
         if files.cert_file.is_none() || files.key_file.is_none() {
             return Err(Error::NoCertificate(flag_prefix));
@@ -261,6 +331,29 @@ impl Policy {
             .map_err(|error| contents.explain(error))?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(config)
+    }
+
+    fn client_config(&self, contents: &Contents) -> Result<ClientConfig, Error> {
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&self.versions)?;
+        let verifier: Arc<dyn ServerCertVerifier> = if self.files.trusted_ca_file.is_some() {
+            let roots = Arc::new(contents.authorities()?);
+            WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&self.provider))
+                .with_crls(contents.revoked()?)
+                .allow_unknown_revocation_status()
+                .build()
+                .map_err(|error| rustls::Error::General(error.to_string()))?
+        } else if self.files.auto_tls {
+            // Certificates made at start have no authority: such connections are encrypted, and no more.
+            Arc::new(names::AnyServer::new(&self.provider))
+        } else {
+            return Err(Error::NoAuthority);
+        };
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(names::restrict_servers(verifier, &self.files))
+            .with_client_auth_cert(contents.certificates()?, contents.key()?)
+            .map_err(|error| contents.explain(error))
     }
 
     fn verifier(&self, contents: &Contents) -> Result<Arc<dyn ClientCertVerifier>, Error> {

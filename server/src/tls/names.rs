@@ -4,10 +4,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::config::TlsFiles;
@@ -39,14 +40,29 @@ pub(super) fn restrict(
     })
 }
 
+/// As [`restrict`], for servers that this member connects to.
+pub(super) fn restrict_servers(
+    verifier: Arc<dyn ServerCertVerifier>,
+    files: &TlsFiles,
+) -> Arc<dyn ServerCertVerifier> {
+    if files.allowed_common_names.is_empty() && files.allowed_hostnames.is_empty() {
+        return verifier;
+    }
+    Arc::new(NameVerifier {
+        verifier,
+        common_names: files.allowed_common_names.clone(),
+        hostnames: files.allowed_hostnames.clone(),
+    })
+}
+
 /// Refuses certificates of trusted authorities that carry none of the allowed names.
-struct NameVerifier {
-    verifier: Arc<dyn ClientCertVerifier>,
+struct NameVerifier<V: ?Sized> {
+    verifier: Arc<V>,
     common_names: Vec<String>,
     hostnames: Vec<String>,
 }
 
-impl NameVerifier {
+impl<V: ?Sized> NameVerifier<V> {
     fn allows(&self, certificate: &CertificateDer<'_>) -> bool {
         if !self.common_names.is_empty() {
             let name = common_name(certificate);
@@ -99,7 +115,7 @@ fn matches_pattern(pattern: &str, hostname: &str) -> bool {
     }
 }
 
-impl fmt::Debug for NameVerifier {
+impl<V: ?Sized> fmt::Debug for NameVerifier<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NameVerifier")
             .field("common_names", &self.common_names)
@@ -108,7 +124,7 @@ impl fmt::Debug for NameVerifier {
     }
 }
 
-impl ClientCertVerifier for NameVerifier {
+impl ClientCertVerifier for NameVerifier<dyn ClientCertVerifier> {
     fn offer_client_auth(&self) -> bool {
         self.verifier.offer_client_auth()
     }
@@ -157,6 +173,97 @@ impl ClientCertVerifier for NameVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.verifier.supported_verify_schemes()
+    }
+}
+
+impl ServerCertVerifier for NameVerifier<dyn ServerCertVerifier> {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.verifier.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        )?;
+        if self.allows(end_entity) {
+            Ok(verified)
+        } else {
+            Err(CertificateError::ApplicationVerificationFailure.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
+
+/// Accepts every server that holds the key of the certificate it presents.
+#[derive(Debug)]
+pub(super) struct AnyServer(WebPkiSupportedAlgorithms);
+
+impl AnyServer {
+    pub(super) fn new(provider: &CryptoProvider) -> AnyServer {
+        AnyServer(provider.signature_verification_algorithms)
+    }
+}
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
     }
 }
 

@@ -1,0 +1,515 @@
+//! What raft sends, over HTTP/2.
+//!
+//! Three connections for each member, one a lane: a snapshot never delays entries, and entries never delay a heartbeat.
+//! They are opened by the first call and again after a failure; the URLs are looked up at each attempt, so a changed
+//! peer URL needs no restart. The pace of attempts is the caller's: heartbeats by their interval, entries by raft's
+//! back-off, and at most one attempt a lane is under way. A connection whose pings go unanswered for an election
+//! timeout is closed, so that a cut link heals as soon as it is whole, not when TCP tries again.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use hyper_util::rt::TokioIo;
+use kv_proto::peerpb::peer_client::PeerClient;
+use kv_proto::peerpb::{AppendRequest, AppendResponse, CallKind, CallRequest};
+use kv_raft::{
+    AnswerStream, ByteStream, Lane, PeerError, PeerFuture, PeerTransport, Rpc, SnapshotSource,
+};
+use parking_lot::{Mutex, RwLock};
+use prometheus::IntCounter;
+use tokio::runtime::Handle;
+use tokio::time::{MissedTickBehavior, timeout_at};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
+use tower::service_fn;
+
+use super::connect::{Alpn, Connector};
+use super::handshake::Handshake;
+use super::snapshot;
+use crate::cluster::Cluster;
+use crate::config::Url;
+use crate::metrics::Metrics;
+
+/// Receive windows of connections to members.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// One entry may be as large as `--max-request-bytes`.
+const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
+/// Time between two questions whether a member is there.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+/// A peer may take this long to install what it has received.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Connections to the other members.
+pub(crate) struct Transport {
+    parts: Arc<Parts>,
+    peers: RwLock<HashMap<u64, Arc<Peer>>>,
+}
+
+/// What connections are made of.
+struct Parts {
+    handshake: Arc<Handshake>,
+    cluster: Arc<Cluster>,
+    connector: Arc<Connector>,
+    metrics: Arc<Metrics>,
+    member_id: u64,
+    local: String,
+    /// Connections live here, whoever asks for them.
+    runtime: Handle,
+    election_timeout: Duration,
+}
+
+/// One other member.
+struct Peer {
+    id: u64,
+    name: String,
+    replication: PeerClient<Channel>,
+    heartbeat: PeerClient<Channel>,
+    snapshot: PeerClient<Channel>,
+    /// Since when it answers; `None` while it does not.
+    active: Mutex<Option<Instant>>,
+}
+
+impl Transport {
+    /// `runtime` carries all connections.
+    pub(crate) fn new(
+        member_id: u64,
+        handshake: Arc<Handshake>,
+        cluster: Arc<Cluster>,
+        connector: Arc<Connector>,
+        metrics: Arc<Metrics>,
+        runtime: Handle,
+        election_timeout: Duration,
+    ) -> Transport {
+        Transport {
+            parts: Arc::new(Parts {
+                handshake,
+                cluster,
+                connector,
+                metrics,
+                member_id,
+                local: format!("{member_id:x}"),
+                runtime,
+                election_timeout,
+            }),
+            peers: RwLock::default(),
+        }
+    }
+
+    /// Since when the member answers; `None` while it does not.
+    pub(crate) fn active_since(&self, peer: u64) -> Option<Instant> {
+        *self.peers.read().get(&peer)?.active.lock()
+    }
+
+    /// Asks every other member whether it is there, again and again, until the transport is dropped.
+    ///
+    /// Raft itself does not speak to everybody: without this, a follower would not notice that another one is gone, nor
+    /// a removed member that it is removed.
+    pub(crate) fn start_probing(self: &Arc<Self>) {
+        let transport = Arc::downgrade(self);
+        let parts = self.parts.clone();
+        self.parts.runtime.spawn(async move {
+            let mut ticks = tokio::time::interval(PROBE_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let Some(transport) = transport.upgrade() else {
+                    return;
+                };
+                let others = parts.cluster.members().into_iter().map(|member| member.id);
+                for id in others.filter(|id| *id != parts.member_id) {
+                    let Ok(peer) = transport.peer(id) else {
+                        continue;
+                    };
+                    let parts = parts.clone();
+                    // The outcome is kept in `active`, whatever it is.
+                    tokio::spawn(async move {
+                        let (kind, lane) = (CallKind::Probe, Lane::Heartbeat);
+                        let limit = parts.election_timeout;
+                        let _ = parts.call(&peer, kind, lane, Bytes::new(), limit).await;
+                    });
+                }
+            }
+        });
+    }
+
+    fn peer(&self, id: u64) -> Result<Arc<Peer>, PeerError> {
+        if self.parts.cluster.is_removed(id) {
+            self.peers.write().remove(&id);
+            return Err(PeerError::NotSent(format!(
+                "member {id:x} is removed from the cluster"
+            )));
+        }
+        if let Some(peer) = self.peers.read().get(&id) {
+            return Ok(peer.clone());
+        }
+        let mut peers = self.peers.write();
+        let peer = peers
+            .entry(id)
+            .or_insert_with(|| Arc::new(self.parts.peer(id)));
+        Ok(peer.clone())
+    }
+}
+
+impl PeerTransport for Transport {
+    fn call(
+        &self,
+        peer: u64,
+        rpc: Rpc,
+        request: Bytes,
+        timeout: Duration,
+    ) -> PeerFuture<'_, Bytes> {
+        let parts = self.parts.clone();
+        let peer = self.peer(peer);
+        Box::pin(async move {
+            let peer = peer?;
+            parts
+                .call(&peer, kind(rpc), rpc.lane(), request, timeout)
+                .await
+        })
+    }
+
+    fn append_stream(
+        &self,
+        peer: u64,
+        lane: Lane,
+        requests: ByteStream,
+        timeout: Duration,
+    ) -> PeerFuture<'_, AnswerStream> {
+        let begun = Instant::now();
+        let parts = self.parts.clone();
+        let peer = self.peer(peer);
+        Box::pin(async move {
+            let peer = peer?;
+            let messages = parts.appends(&peer, requests);
+            let mut client = peer.client(lane);
+            let request = parts.request(&peer, messages);
+            let opened = within(begun + timeout, client.append(request)).await;
+            let answers = parts.checked(&peer, opened)?;
+            Ok(append_answers(parts, peer, answers))
+        })
+    }
+
+    fn snapshot(
+        &self,
+        peer: u64,
+        header: Bytes,
+        source: Box<dyn SnapshotSource>,
+    ) -> PeerFuture<'_, Bytes> {
+        let begun = Instant::now();
+        let parts = self.parts.clone();
+        let peer = self.peer(peer);
+        Box::pin(async move {
+            let peer = peer?;
+            let network = &parts.metrics.network;
+            let to: &[&str] = &[&peer.name];
+            let inflight = network.snapshot_send_inflights.with_label_values(to);
+            inflight.inc();
+            let _sending = scopeguard(move || inflight.dec());
+            tracing::info!(peer = peer.name, "sending a snapshot");
+            let (messages, progress) = snapshot::send(header, source);
+            let mut client = peer.snapshot.clone();
+            let request = parts.request(&peer, messages);
+            let answer = within(begun + INSTALL_TIMEOUT, client.snapshot(request)).await;
+            let bytes = progress.bytes();
+            let result = match progress.failure() {
+                // The cause is here, whatever the other side made of the half it got.
+                Some(error) => Err(PeerError::Unreachable(format!(
+                    "the snapshot cannot be read: {error}"
+                ))),
+                None => parts.checked(&peer, answer),
+            };
+            let took = begun.elapsed();
+            match result {
+                Ok(answer) => {
+                    network.peer_sent_bytes.with_label_values(to).inc_by(bytes);
+                    network.snapshot_send_success.with_label_values(to).inc();
+                    let seconds = network.snapshot_send_seconds.with_label_values(to);
+                    seconds.observe(took.as_secs_f64());
+                    tracing::info!(
+                        peer = peer.name,
+                        bytes,
+                        took_ms = took.as_millis() as u64,
+                        "snapshot sent and installed"
+                    );
+                    Ok(answer.payload)
+                }
+                Err(error) => {
+                    network.snapshot_send_failures.with_label_values(to).inc();
+                    tracing::warn!(peer = peer.name, %error, "could not send a snapshot");
+                    Err(error)
+                }
+            }
+        })
+    }
+}
+
+impl Peer {
+    fn client(&self, lane: Lane) -> PeerClient<Channel> {
+        match lane {
+            Lane::Replication => self.replication.clone(),
+            Lane::Heartbeat => self.heartbeat.clone(),
+        }
+    }
+}
+
+impl Parts {
+    fn peer(self: &Arc<Self>, id: u64) -> Peer {
+        let network = &self.metrics.network;
+        let name = format!("{id:x}");
+        network
+            .known_peers
+            .with_label_values(&[&self.local, &name])
+            .set(1);
+        Peer {
+            id,
+            name,
+            replication: self.client(id),
+            heartbeat: self.client(id),
+            snapshot: self.client(id),
+            active: Mutex::default(),
+        }
+    }
+
+    /// A client that connects when it is first used.
+    fn client(self: &Arc<Self>, id: u64) -> PeerClient<Channel> {
+        // Never resolved: the connector looks up where the member is.
+        let endpoint = Endpoint::from_static("http://member")
+            .executor(On(self.runtime.clone()))
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(self.election_timeout / 2)
+            .keep_alive_timeout(self.election_timeout)
+            .keep_alive_while_idle(true);
+        let parts = self.clone();
+        let connector = service_fn(move |_| {
+            let parts = parts.clone();
+            async move {
+                let urls = parts.cluster.peer_urls(id);
+                let urls: Vec<Url> = urls.iter().filter_map(|url| url.parse().ok()).collect();
+                let connected = parts.connector.connect(&urls, Alpn::H2).await;
+                connected.map(TokioIo::new).map_err(NotConnected)
+            }
+        });
+        // The buffer of the channel is a task of its own.
+        let _in_runtime = self.runtime.enter();
+        PeerClient::new(endpoint.connect_with_connector_lazy(connector))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn request<T>(&self, peer: &Peer, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        self.handshake.introduce(peer.id, request.metadata_mut());
+        request
+    }
+
+    fn appends(&self, peer: &Peer, requests: ByteStream) -> Appends {
+        let sent = &self.metrics.network.peer_sent_bytes;
+        let sent = sent.with_label_values(&[&peer.name]);
+        Appends { requests, sent }
+    }
+
+    /// One request, one answer.
+    async fn call(
+        &self,
+        peer: &Peer,
+        kind: CallKind,
+        lane: Lane,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, PeerError> {
+        let begun = Instant::now();
+        let bytes = payload.len();
+        let message = CallRequest {
+            kind: kind as i32,
+            payload,
+        };
+        let mut client = peer.client(lane);
+        let answer = within(begun + timeout, client.call(self.request(peer, message))).await;
+        let answer = match answer {
+            // What waits for the leader's apply may wait longer than its caller: the member is there.
+            Err(status) if lane == Lane::Replication && is_timeout(&status) => {
+                return Err(PeerError::Timeout);
+            }
+            answer => self.checked(peer, answer)?,
+        };
+        let network = &self.metrics.network;
+        let to: &[&str] = &[&peer.name];
+        network
+            .peer_sent_bytes
+            .with_label_values(to)
+            .inc_by(bytes as u64);
+        if lane == Lane::Heartbeat {
+            let took = begun.elapsed().as_secs_f64();
+            network.peer_round_trip.with_label_values(to).observe(took);
+        }
+        self.received(peer, answer.payload.len());
+        Ok(answer.payload)
+    }
+
+    /// The message of an answer that comes from the right member.
+    fn checked<T>(
+        &self,
+        peer: &Peer,
+        answer: Result<tonic::Response<T>, Status>,
+    ) -> Result<T, PeerError> {
+        let answer = answer.map_err(|status| self.failed(peer, &status))?;
+        if let Err(refusal) = self.handshake.check_answer(peer.id, answer.metadata()) {
+            return Err(PeerError::Unreachable(refusal.to_string()));
+        }
+        let network = &self.metrics.network;
+        let mut active = peer.active.lock();
+        if active.is_none() {
+            *active = Some(Instant::now());
+            network
+                .active_peers
+                .with_label_values(&[&self.local, &peer.name])
+                .set(1);
+            tracing::info!(peer = peer.name, "connected to a member");
+        }
+        Ok(answer.into_inner())
+    }
+
+    fn received(&self, peer: &Peer, bytes: usize) {
+        let received = &self.metrics.network.peer_received_bytes;
+        received
+            .with_label_values(&[&peer.name])
+            .inc_by(bytes as u64);
+    }
+
+    fn failed(&self, peer: &Peer, status: &Status) -> PeerError {
+        let network = &self.metrics.network;
+        network
+            .peer_sent_failures
+            .with_label_values(&[&peer.name])
+            .inc();
+        if status.code() == tonic::Code::FailedPrecondition {
+            // Notices that this member is removed; any other refusal is told by its text.
+            let _ = self.handshake.check_answer(peer.id, status.metadata());
+        }
+        let labels: &[&str] = &[&self.local, &peer.name];
+        let error = peer_error(status);
+        let was_active = peer.active.lock().take();
+        if let Some(since) = was_active {
+            network.active_peers.with_label_values(labels).set(0);
+            network.disconnected_peers.with_label_values(labels).inc();
+            tracing::warn!(
+                peer = peer.name,
+                active_secs = since.elapsed().as_secs(),
+                %error,
+                "lost a member"
+            );
+        }
+        error
+    }
+}
+
+/// The connector's own failure: nothing was sent.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NotConnected(io::Error);
+
+/// The requests of an append stream, counted.
+struct Appends {
+    requests: ByteStream,
+    sent: IntCounter,
+}
+
+impl Stream for Appends {
+    type Item = AppendRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<AppendRequest>> {
+        let payload = ready!(self.requests.poll_next_unpin(cx));
+        Poll::Ready(payload.map(|payload| {
+            self.sent.inc_by(payload.len() as u64);
+            AppendRequest { payload }
+        }))
+    }
+}
+
+/// Runs the tasks of connections on one runtime, whoever calls.
+#[derive(Clone)]
+struct On(Handle);
+
+impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for On {
+    fn execute(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.0.spawn(task);
+    }
+}
+
+fn append_answers(
+    parts: Arc<Parts>,
+    peer: Arc<Peer>,
+    answers: Streaming<AppendResponse>,
+) -> AnswerStream {
+    Box::pin(answers.map(move |answer| match answer {
+        Ok(answer) => {
+            parts.received(&peer, answer.payload.len());
+            Ok(answer.payload)
+        }
+        Err(status) => Err(parts.failed(&peer, &status)),
+    }))
+}
+
+async fn within<T>(
+    deadline: Instant,
+    answer: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    match timeout_at(deadline.into(), answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Status::deadline_exceeded("no answer in time")),
+    }
+}
+
+fn is_timeout(status: &Status) -> bool {
+    status.code() == tonic::Code::DeadlineExceeded
+}
+
+fn peer_error(status: &Status) -> PeerError {
+    if is_timeout(status) {
+        return PeerError::Timeout;
+    }
+    if status.code() == tonic::Code::FailedPrecondition {
+        // The handshake comes before the request.
+        return PeerError::NotSent(status.message().to_owned());
+    }
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if let Some(NotConnected(error)) = error.downcast_ref() {
+            return PeerError::NotSent(error.to_string());
+        }
+        source = error.source();
+    }
+    PeerError::Unreachable(status.message().to_owned())
+}
+
+fn kind(rpc: Rpc) -> CallKind {
+    match rpc {
+        Rpc::Vote => CallKind::Vote,
+        Rpc::PreVote => CallKind::PreVote,
+        Rpc::TransferLeader => CallKind::TransferLeader,
+        Rpc::ReadIndex => CallKind::ReadIndex,
+        Rpc::Propose => CallKind::Propose,
+        Rpc::App => CallKind::App,
+    }
+}
+
+/// Runs `end` when dropped.
+fn scopeguard(end: impl FnOnce()) -> impl Drop {
+    struct Guard<F: FnOnce()>(Option<F>);
+    impl<F: FnOnce()> Drop for Guard<F> {
+        fn drop(&mut self) {
+            if let Some(end) = self.0.take() {
+                end();
+            }
+        }
+    }
+    Guard(Some(end))
+}
