@@ -264,11 +264,16 @@ impl NetStreamAppend<TypeConfig> for Peer {
     {
         let sent = Arc::new(AtomicU64::new(0));
         let counter = sent.clone();
-        let requests = input.map(move |request| {
-            counter.fetch_add(1, Ordering::Relaxed);
-            wire::encode_append(&request)
-        });
+        let mut requests = input
+            .map(move |request| {
+                counter.fetch_add(1, Ordering::Relaxed);
+                wire::encode_append(&request)
+            })
+            .peekable();
         Box::pin(async move {
+            // openraft waits out its back-off before the first request, not before the stream: a
+            // stream opened before there is a request would be tried again without a pause.
+            Pin::new(&mut requests).peek().await;
             let answers = self
                 .transport
                 .append_stream(self.id, self.lane, Box::pin(requests), option.soft_ttl())

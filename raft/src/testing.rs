@@ -460,6 +460,8 @@ struct LinkState {
     isolated: BTreeSet<u64>,
     /// Proposals for which there was no link.
     proposals_not_sent: usize,
+    /// The same of streams of appends.
+    streams_not_opened: usize,
 }
 
 impl Links {
@@ -478,6 +480,10 @@ impl Links {
 
     pub(crate) fn proposals_not_sent(&self) -> usize {
         self.state.lock().proposals_not_sent
+    }
+
+    pub(crate) fn streams_not_opened(&self) -> usize {
+        self.state.lock().streams_not_opened
     }
 
     pub(crate) fn heal(&self) {
@@ -543,7 +549,9 @@ impl PeerTransport for Link {
         _: Duration,
     ) -> PeerFuture<'_, AnswerStream> {
         Box::pin(async move {
-            let node = self.links.route(self.from, peer)?;
+            let node = self.links.route(self.from, peer).inspect_err(|_| {
+                self.links.state.lock().streams_not_opened += 1;
+            })?;
             let (links, from) = (self.links.clone(), self.from);
             let passing =
                 requests.take_while(move |_| std::future::ready(links.route(from, peer).is_ok()));

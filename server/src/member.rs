@@ -131,6 +131,11 @@ impl Member {
             .peek(|status| status.role == Role::Leader && *status.voters == [self.id])
     }
 
+    /// Whether this member is a learner of raft: by the member list, or one that shall vote and is catching up.
+    pub(crate) fn is_without_vote(&self) -> bool {
+        self.node.peek(|status| status.learners.contains(&self.id))
+    }
+
     /// Whether this member knows a leader.
     pub(crate) fn has_leader(&self) -> bool {
         self.node.peek(|status| status.leader.is_some())

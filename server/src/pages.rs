@@ -33,7 +33,7 @@ impl HealthSource for Member {
     }
 
     fn is_learner(&self) -> bool {
-        self.cluster.is_learner(self.id)
+        self.is_without_vote()
     }
 
     fn alarms(&self) -> Vec<AlarmType> {

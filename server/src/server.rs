@@ -154,6 +154,7 @@ impl Server {
             peer_runtime.handle.clone(),
             config.election_timeout,
         ));
+        transport.start_probing();
         let raft_config = kv_raft::Config {
             election_timeout: config.election_timeout,
             heartbeat_interval: config.heartbeat_interval,

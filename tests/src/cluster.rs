@@ -11,6 +11,8 @@ use kv_proto::etcdserverpb::{
     HashKvRequest, HashKvResponse, Member, MemberListRequest, PutRequest, RangeRequest,
     StatusRequest, StatusResponse,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::process::{Kvd, KvdOptions, free_port};
@@ -30,10 +32,14 @@ pub struct Place {
     client_port: u16,
     peer_port: u16,
     flags: Vec<String>,
+    /// Whether those that start are told of it.
+    is_listed: bool,
 }
 
 /// Members of one cluster. All are killed when it is dropped.
 pub struct Cluster {
+    /// Scheme of the peer URLs.
+    peer_scheme: &'static str,
     places: Vec<Place>,
     running: Vec<Option<Kvd>>,
     /// Last, so that the members end before their folders.
@@ -43,8 +49,18 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a new cluster of `count` members; `flags` go to each.
     pub fn start(count: usize, flags: &[&str]) -> Cluster {
+        Cluster::start_over("http", count, flags)
+    }
+
+    /// As [`Cluster::start`], with TLS between the members.
+    pub fn start_tls(count: usize, flags: &[&str]) -> Cluster {
+        Cluster::start_over("https", count, flags)
+    }
+
+    fn start_over(peer_scheme: &'static str, count: usize, flags: &[&str]) -> Cluster {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let mut cluster = Cluster {
+            peer_scheme,
             places: Vec::new(),
             running: Vec::new(),
             folder,
@@ -68,23 +84,33 @@ impl Cluster {
             client_port: free_port(),
             peer_port: free_port(),
             flags: flags.iter().map(ToString::to_string).collect(),
+            is_listed: true,
         });
         self.running.push(None);
         n
     }
 
+    /// Leaves a member that was removed out of what those that join are told.
+    pub fn forget(&mut self, n: usize) {
+        self.places[n].is_listed = false;
+    }
+
     /// `name=url` of every place, for `--initial-cluster`.
     pub fn initial_cluster(&self) -> String {
-        let parts = self.places.iter();
+        let listed = self.places.iter().enumerate();
+        let parts = listed.filter(|(_, place)| place.is_listed);
         let parts: Vec<String> = parts
-            .map(|place| format!("{}=http://127.0.0.1:{}", place.name, place.peer_port))
+            .map(|(n, place)| format!("{}={}", place.name, self.peer_url(n)))
             .collect();
         parts.join(",")
     }
 
     /// The URL other members dial.
     pub fn peer_url(&self, n: usize) -> String {
-        format!("http://127.0.0.1:{}", self.places[n].peer_port)
+        format!(
+            "{}://127.0.0.1:{}",
+            self.peer_scheme, self.places[n].peer_port
+        )
     }
 
     /// The URL clients dial.
@@ -112,6 +138,7 @@ impl Cluster {
         args.extend(flags.iter().map(ToString::to_string));
         let options = KvdOptions {
             args,
+            peer_scheme: self.peer_scheme.to_owned(),
             ..KvdOptions::default()
         };
         let kvd = Kvd::start_on(&place.data_dir, place.client_port, place.peer_port, options);
@@ -189,6 +216,23 @@ impl Cluster {
         let answer = kv.range(request).await?.into_inner();
         let value = answer.kvs.first().map(|kv| kv.value.to_vec());
         Ok(value.map(String::from_utf8).transpose()?)
+    }
+
+    /// The sum of a metric over all its labels; 0 if there is none.
+    pub async fn metric(&self, n: usize, name: &str) -> Result<f64> {
+        let address = format!("127.0.0.1:{}", self.places[n].client_port);
+        let mut stream = TcpStream::connect(&address).await?;
+        let request =
+            format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await?;
+        let values = page.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with(['{', ' '])
+                .then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+        });
+        Ok(values.sum())
     }
 
     /// What a member says about itself.

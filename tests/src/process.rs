@@ -1,8 +1,10 @@
 //! A `kvd` process of a test: started on free loopback ports, ended by process id.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tonic::transport::{Channel, Endpoint};
@@ -11,14 +13,27 @@ use tonic::transport::{Channel, Endpoint};
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// How a member is started.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct KvdOptions {
+    /// Scheme of the peer URLs.
+    pub peer_scheme: String,
     /// Further flags.
     pub args: Vec<String>,
     /// Further environment variables.
     pub env: Vec<(String, String)>,
     /// A command that starts the member, its command line following; the member keeps the process id.
     pub wrapper: Vec<String>,
+}
+
+impl Default for KvdOptions {
+    fn default() -> KvdOptions {
+        KvdOptions {
+            peer_scheme: "http".into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            wrapper: Vec::new(),
+        }
+    }
 }
 
 /// A running member; killed when dropped.
@@ -149,7 +164,7 @@ pub fn kvd_binary() -> PathBuf {
 
 fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions) -> Child {
     let client = format!("http://127.0.0.1:{client_port}");
-    let peer = format!("http://127.0.0.1:{peer_port}");
+    let peer = format!("{}://127.0.0.1:{peer_port}", options.peer_scheme);
     let mut command = match options.wrapper.split_first() {
         Some((program, args)) => {
             let mut command = Command::new(program);
@@ -183,11 +198,14 @@ fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions
     command.spawn().expect("kvd can be started")
 }
 
-/// A port of the loopback address that nobody listens on now.
+/// A port nobody listens on now, and that this process gives out once only.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener
-        .local_addr()
-        .expect("a bound socket has an address")
-        .port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+        let port = listener.local_addr().expect("a bound socket").port();
+        if GIVEN.lock().expect("no test panics with it").insert(port) {
+            return port;
+        }
+    }
 }

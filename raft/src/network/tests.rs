@@ -89,8 +89,8 @@ async fn a_proposal_whose_answer_is_lost_is_unknown_and_not_sent_twice() {
     let follower = cluster.member(other_than(old));
     // The leader has the entry in its log when the link goes, and never answers.
     cluster.member(old).ledger.shut();
-    let refused = follower.propose(vec!["unknown".into()]);
     let before = cluster.member(old).node().status().last_log_index;
+    let refused = follower.propose(vec!["unknown".into()]);
     let mut log = cluster.member(old).node().watch_status();
     while cluster.member(old).node().status().last_log_index == before {
         let _ = tokio::time::timeout(Duration::from_millis(5), log.changed()).await;
@@ -227,6 +227,23 @@ async fn an_entry_of_a_cut_off_leader_is_refused_as_unknown_and_replaced() {
     assert_eq!(lost.await, Ok(ProposeError::LeadershipLost));
     cluster.caught_up(old, cluster.leader().await).await;
     assert_eq!(cluster.member(old).ledger.commands(), ["before", "kept"]);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_down_is_tried_with_growing_pauses() {
+    let mut cluster = Cluster::start(|config| config).await;
+    let leader = cluster.leader().await;
+    cluster.stop_member(other_than(leader)).await;
+    let until = tokio::time::Instant::now() + Duration::from_secs(2);
+    let mut writes = 0;
+    while tokio::time::Instant::now() < until {
+        cluster.member(leader).put(format!("write {writes}")).await;
+        writes += 1;
+    }
+    // One heartbeat each 150 ms, and replication at most each 20 ms at first, then each 500 ms.
+    let attempts = cluster.links.streams_not_opened();
+    assert!((1..60).contains(&attempts), "{attempts} attempts in 2 s");
     cluster.stop().await;
 }
 

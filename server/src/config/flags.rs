@@ -246,7 +246,10 @@ fn parse_initial_cluster(text: &str) -> Result<Vec<(String, Url)>, String> {
 }
 
 const NO_AUTH: &str = "users and permissions are not available yet";
-const NO_PEERS: &str = "this version serves a single member";
+const OWN_DEADLINES: &str = "deadlines between members follow --election-timeout";
+const NO_ADDRESS_CHECK: &str = "addresses in the certificates of those who connect are not checked";
+const NO_COMPARISON: &str = "members do not compare their hashes by themselves yet";
+const NO_DOWNGRADE: &str = "downgrades are not available yet";
 const NO_DISCOVERY: &str =
     "discovery is not available in this version; list the members with --initial-cluster";
 const NO_TRACING: &str = "spans are not exported in this version";
@@ -292,8 +295,8 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("socket-reuse-port", "false", Target::Bool(|c| &mut c.socket_reuse_port), "Set SO_REUSEPORT on listeners.").yaml("socket-options.reuse-port").accepted("listeners are not shared"),
     Flag::new("socket-reuse-address", "false", Target::Bool(|c| &mut c.socket_reuse_address), "Set SO_REUSEADDR on listeners.").yaml("socket-options.reuse-address").accepted("it is always set"),
     Flag::new("enable-grpc-gateway", "true", Target::Bool(|c| &mut c.enable_grpc_gateway), "Serve JSON under /v3/.").accepted("the JSON gateway is not available yet"),
-    Flag::new("raft-read-timeout", "5s", Target::Checked(Form::Duration), "Read deadline of peer connections.").not_in_file().accepted(NO_PEERS),
-    Flag::new("raft-write-timeout", "5s", Target::Checked(Form::Duration), "Write deadline of peer connections.").not_in_file().accepted(NO_PEERS),
+    Flag::new("raft-read-timeout", "5s", Target::Checked(Form::Duration), "Read deadline of peer connections.").not_in_file().accepted(OWN_DEADLINES),
+    Flag::new("raft-write-timeout", "5s", Target::Checked(Form::Duration), "Write deadline of peer connections.").not_in_file().accepted(OWN_DEADLINES),
     // Clustering.
     Flag::new("initial-advertise-peer-urls", "http://localhost:2380", Target::Urls(|c| &mut c.initial_advertise_peer_urls), "Peer URLs that other members use.").section(Section::Clustering),
     Flag::new(
@@ -357,7 +360,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("peer-crl-file", "", Target::OptionalPath(|c| &mut c.peer_tls.crl_file), "Revoked peer certificates.").not_in_file().section(Section::Security),
     Flag::new("peer-cert-allowed-cn", "", Target::List(|c| &mut c.peer_tls.allowed_common_names), "Common names of which a peer certificate must carry one.").yaml("peer-transport-security.allowed-cn").section(Section::Security),
     Flag::new("peer-cert-allowed-hostname", "", Target::List(|c| &mut c.peer_tls.allowed_hostnames), "Host names of which a peer certificate must carry one.").yaml("peer-transport-security.allowed-hostname").section(Section::Security),
-    Flag::new("peer-skip-client-san-verification", "false", Target::Checked(Form::Bool), "Do not check the addresses in peer certificates.").yaml("peer-transport-security.skip-client-san-verification").section(Section::Security).accepted(NO_PEERS),
+    Flag::new("peer-skip-client-san-verification", "false", Target::Checked(Form::Bool), "Do not check the addresses in peer certificates.").yaml("peer-transport-security.skip-client-san-verification").section(Section::Security).accepted(NO_ADDRESS_CHECK),
     Flag::new("self-signed-cert-validity", "1", Target::Uint(|c| &mut c.self_signed_cert_validity_years), "Years that certificates made at start are valid.").section(Section::Security),
     Flag::new("cipher-suites", "", Target::List(|c| &mut c.cipher_suites), "TLS 1.2 cipher suites by their Go names. Empty: a safe choice.").section(Section::Security),
     Flag::new("cors", "*", Target::List(|c| &mut c.cors), "Origins that browsers may send from.").section(Section::Security),
@@ -412,12 +415,12 @@ pub static FLAGS: &[Flag] = &[
     )
     .section(Section::Features),
     Flag::new("snapshot-catchup-entries", "5000", Target::Uint(|c| &mut c.snapshot_catchup_entries), "Entries kept behind a snapshot for slow followers.").section(Section::Features),
-    Flag::new("corrupt-check-time", "0s", Target::Checked(Form::Duration), "Period of the comparison of hashes with peers. 0: never.").section(Section::Features).accepted(NO_PEERS),
-    Flag::new("compact-hash-check-time", "1m0s", Target::Duration(|c| &mut c.compact_hash_check_time), "Period of the comparison of compaction hashes with peers.").section(Section::Features).accepted(NO_PEERS),
+    Flag::new("corrupt-check-time", "0s", Target::Checked(Form::Duration), "Period of the comparison of hashes with peers. 0: never.").section(Section::Features).accepted(NO_COMPARISON),
+    Flag::new("compact-hash-check-time", "1m0s", Target::Duration(|c| &mut c.compact_hash_check_time), "Period of the comparison of compaction hashes with peers.").section(Section::Features).accepted(NO_COMPARISON),
     Flag::new("watch-progress-notify-interval", "0s", Target::Duration(|c| &mut c.watch_progress_notify_interval), "Period of progress notifications. 0: 10m.").section(Section::Features),
     Flag::new("bootstrap-defrag-threshold-megabytes", "0", Target::Checked(Form::Uint), "Defragment at start if that frees as much.").section(Section::Features).accepted("space is reused without defragmentation at start"),
     Flag::new("max-learners", "1", Target::Uint(|c| &mut c.max_learners), "Learners allowed at the same time.").section(Section::Features),
-    Flag::new("downgrade-check-time", "5s", Target::Checked(Form::Duration), "Period of downgrade checks.").section(Section::Features).accepted(NO_PEERS),
+    Flag::new("downgrade-check-time", "5s", Target::Checked(Form::Duration), "Period of downgrade checks.").section(Section::Features).accepted(NO_DOWNGRADE),
     // Logging.
     Flag::new("logger", "zap", Target::Checked(Form::Words(&["zap"])), "Kind of logger: zap, whose fields the log lines have.").section(Section::Logging),
     Flag::new("log-outputs", "default", Target::List(|c| &mut c.log_outputs), "Targets of the log: default (stderr), stdout, stderr, paths.").section(Section::Logging),

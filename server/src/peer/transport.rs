@@ -24,7 +24,7 @@ use kv_raft::{
 use parking_lot::{Mutex, RwLock};
 use prometheus::IntCounter;
 use tokio::runtime::Handle;
-use tokio::time::timeout_at;
+use tokio::time::{MissedTickBehavior, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 use tower::service_fn;
@@ -41,6 +41,8 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// One entry may be as large as `--max-request-bytes`.
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
+/// Time between two questions whether a member is there.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 /// A peer may take this long to install what it has received.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -56,6 +58,7 @@ struct Parts {
     cluster: Arc<Cluster>,
     connector: Arc<Connector>,
     metrics: Arc<Metrics>,
+    member_id: u64,
     local: String,
     /// Connections live here, whoever asks for them.
     runtime: Handle,
@@ -90,6 +93,7 @@ impl Transport {
                 cluster,
                 connector,
                 metrics,
+                member_id,
                 local: format!("{member_id:x}"),
                 runtime,
                 election_timeout,
@@ -101,6 +105,38 @@ impl Transport {
     /// Since when the member answers; `None` while it does not.
     pub(crate) fn active_since(&self, peer: u64) -> Option<Instant> {
         *self.peers.read().get(&peer)?.active.lock()
+    }
+
+    /// Asks every other member whether it is there, again and again, until the transport is dropped.
+    ///
+    /// Raft itself does not speak to everybody: without this, a follower would not notice that another one is gone, nor
+    /// a removed member that it is removed.
+    pub(crate) fn start_probing(self: &Arc<Self>) {
+        let transport = Arc::downgrade(self);
+        let parts = self.parts.clone();
+        self.parts.runtime.spawn(async move {
+            let mut ticks = tokio::time::interval(PROBE_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let Some(transport) = transport.upgrade() else {
+                    return;
+                };
+                let others = parts.cluster.members().into_iter().map(|member| member.id);
+                for id in others.filter(|id| *id != parts.member_id) {
+                    let Ok(peer) = transport.peer(id) else {
+                        continue;
+                    };
+                    let parts = parts.clone();
+                    // The outcome is kept in `active`, whatever it is.
+                    tokio::spawn(async move {
+                        let (kind, lane) = (CallKind::Probe, Lane::Heartbeat);
+                        let limit = parts.election_timeout;
+                        let _ = parts.call(&peer, kind, lane, Bytes::new(), limit).await;
+                    });
+                }
+            }
+        });
     }
 
     fn peer(&self, id: u64) -> Result<Arc<Peer>, PeerError> {

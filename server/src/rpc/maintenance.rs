@@ -65,7 +65,7 @@ impl Maintenance for MaintenanceService {
             raft_applied_index: raft.applied_index,
             errors,
             db_size_in_use: member.bytes_in_use().min(sizes.on_disk) as i64,
-            is_learner: member.cluster.is_learner(member.id),
+            is_learner: member.is_without_vote(),
             storage_version: CLUSTER_VERSION.into(),
             db_size_quota: quota,
             downgrade_info: Some(DowngradeInfo::default()),
