@@ -639,7 +639,7 @@ fn wait_flushed(wal: &Wal, index: u64) {
 }
 
 /// Reads back what the apply loop keeps beside the keys.
-fn restore_state(backend: &Backend, cluster: &Cluster) -> Result<Alarms> {
+pub(crate) fn restore_state(backend: &Backend, cluster: &Cluster) -> Result<Alarms> {
     let view = backend.view()?;
     let mut members = Vec::new();
     view.scan(Keyspace::Members, &[], None, &mut |_, json| {
