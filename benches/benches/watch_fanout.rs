@@ -58,6 +58,7 @@ fn watch_fanout(c: &mut Criterion) {
 fn open(store: &Arc<Store>, header: ResponseHeader, watchers: usize) -> WatchStream {
     let options = StreamOptions {
         spawn: Arc::new(|job| job()),
+        wake_group: None,
         progress_interval: Duration::from_secs(600),
         fragment_bytes_min: 2 << 20,
         header,

@@ -26,7 +26,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::backend::{Keyspace, Op, View};
@@ -83,6 +83,8 @@ pub(crate) struct Compactor {
     finished: watch::Sender<i64>,
     removed: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Held for a step, and by whoever needs that there is none.
+    stepping: Mutex<()>,
 }
 
 /// What the thread waits on without keeping the store alive.
@@ -181,6 +183,7 @@ impl Store {
     ///
     /// For [`CompactionDriver::Caller`]; one caller at a time. Errors leave the step to be taken again.
     pub fn compact_step(&self) -> Result<CompactionStep> {
+        let _stepping = self.compactor.pause();
         let Some(job) = self.compactor.take() else {
             return Ok(CompactionStep::Idle);
         };
@@ -204,12 +207,7 @@ impl Store {
 
     /// Queues the compaction that a crash interrupted and starts the thread.
     pub(crate) fn start_compactor(self: &Arc<Self>, scheduled: Option<i64>, finished: Option<i64>) {
-        if let Some(revision) = scheduled
-            && scheduled > finished
-        {
-            self.compactor
-                .add(Job::new(revision, finished.unwrap_or(-1), Phase::remove()));
-        }
+        self.compactor.resume(scheduled, finished);
         if self.compactor.options.compaction_driver == CompactionDriver::Thread {
             let store = Arc::downgrade(self);
             let shared = Arc::clone(&self.compactor.shared);
@@ -361,6 +359,30 @@ impl Compactor {
             finished: watch::Sender::new(finished.unwrap_or(-1)),
             removed: AtomicU64::new(0),
             thread: Mutex::new(None),
+            stepping: Mutex::default(),
+        }
+    }
+
+    /// Waits for the step under way; no other begins while the guard lives.
+    pub(crate) fn pause(&self) -> MutexGuard<'_, ()> {
+        self.stepping.lock()
+    }
+
+    /// Forgets what is queued: the store was replaced by one with these compactions. Only while paused.
+    ///
+    /// Who waits for a compaction goes on waiting, since the new store has it too, finished or not.
+    pub(crate) fn restart(&self, scheduled: Option<i64>, finished: Option<i64>) {
+        self.shared.queue.lock().jobs.clear();
+        self.finished.send_replace(finished.unwrap_or(-1));
+        self.resume(scheduled, finished);
+    }
+
+    /// Queues a compaction that was begun and not finished.
+    fn resume(&self, scheduled: Option<i64>, finished: Option<i64>) {
+        if let Some(revision) = scheduled
+            && scheduled > finished
+        {
+            self.add(Job::new(revision, finished.unwrap_or(-1), Phase::remove()));
         }
     }
 

@@ -201,6 +201,11 @@ impl CompactionHashes {
         }
     }
 
+    /// Forgets all of them, which another state replaces.
+    pub(crate) fn clear(&self) {
+        self.hashes.lock().clear();
+    }
+
     fn find(&self, revision: i64) -> Option<HashKv> {
         self.hashes
             .lock()

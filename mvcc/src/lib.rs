@@ -4,7 +4,8 @@
 //! of keys ([`index`]) say which revisions exist; the [`backend`] holds what they contain; the [`store`] ties
 //! them together for [`read_txn`] and [`write_txn`]; [`watch`] tells who asked; [`lease`] lets keys expire.
 //! [`record`] draws what is stored, [`recovery`] reads it at start, [`compaction`] removes what no read can see,
-//! [`hash`](mod@hash) and [`scrub`] check it, [`value_cache`] saves reading it twice.
+//! [`hash`](mod@hash) and [`scrub`] check it, [`snapshot`] takes it to another member, [`value_cache`] saves reading it
+//! twice.
 
 pub mod backend;
 mod compaction;
@@ -19,6 +20,7 @@ mod record;
 mod recovery;
 mod revision;
 mod scrub;
+mod snapshot;
 mod store;
 mod store_history;
 mod value_cache;
@@ -32,5 +34,6 @@ pub use range::{RangeAnswer, RangeQuery, SortOrder, SortTarget};
 pub use read_txn::{RangeChunk, RangeEnd, RangeStream};
 pub use revision::{Change, RevKey, Revision};
 pub use scrub::{ScrubPosition, ScrubProgress};
+pub use snapshot::{CHUNK_BYTES_MAX, Snapshot};
 pub use store::{AppliedMark, CompactionDriver, Store, StoreOptions, StoreStats, TERM_KEY};
 pub use write_txn::{Committed, DeleteOutcome, KeyMeta, Prev, PutOutcome, WriteTxn};

@@ -17,7 +17,7 @@ use std::thread;
 use bytes::Bytes;
 
 use crate::Result;
-use crate::backend::{Backend, Keyspace, View};
+use crate::backend::{EngineKind, Keyspace, View};
 use crate::compaction::{FINISHED_KEY, SCHEDULED_KEY};
 use crate::index::Index;
 use crate::lease::{Lessor, LessorOptions};
@@ -57,16 +57,15 @@ struct Loaded {
 }
 
 /// Reads everything that the store keeps in memory.
-pub(crate) fn recover(backend: &Backend, lessor: LessorOptions) -> Result<Recovered> {
-    let view = backend.view()?;
-    let scheduled_compaction = read_compaction(backend, &view, SCHEDULED_KEY)?;
-    let finished_compaction = read_compaction(backend, &view, FINISHED_KEY)?;
+pub(crate) fn recover(view: &View, engine: EngineKind, lessor: LessorOptions) -> Result<Recovered> {
+    let scheduled_compaction = read_compaction(engine, view, SCHEDULED_KEY)?;
+    let finished_compaction = read_compaction(engine, view, FINISHED_KEY)?;
     let term = match view.get(Keyspace::Meta, TERM_KEY)? {
         Some(term) => match <[u8; 8]>::try_from(&term[..]) {
             Ok(term) => u64::from_be_bytes(term),
             Err(_) => {
                 return Err(damage(
-                    backend,
+                    engine,
                     "the term of the applied index is not 8 bytes".into(),
                 ));
             }
@@ -74,24 +73,24 @@ pub(crate) fn recover(backend: &Backend, lessor: LessorOptions) -> Result<Recove
         None => 0,
     };
 
-    let bounds = stored_bounds(backend, &view, Keyspace::Index)?;
-    let value_bounds = stored_bounds(backend, &view, Keyspace::Rev)?;
+    let bounds = stored_bounds(engine, view, Keyspace::Index)?;
+    let value_bounds = stored_bounds(engine, view, Keyspace::Rev)?;
     if bounds != value_bounds {
         let what = format!(
             "the index covers revisions {}, and values are there for {}",
             show(bounds),
             show(value_bounds)
         );
-        return Err(damage(backend, what));
+        return Err(damage(engine, what));
     }
     let mut loader = Loader {
-        backend,
+        engine,
         index: Index::new(),
         newest: 1,
         leases: HashMap::new(),
     };
     if let Some((first, last)) = bounds {
-        loader.load(&view, first.main, last.main)?;
+        loader.load(view, first.main, last.main)?;
     }
     let compacted = scheduled_compaction.max(finished_compaction).unwrap_or(-1);
     Ok(Recovered {
@@ -100,7 +99,7 @@ pub(crate) fn recover(backend: &Backend, lessor: LessorOptions) -> Result<Recove
         scheduled_compaction,
         finished_compaction,
         term,
-        lessor: restore_leases(&view, lessor, loader.leases)?,
+        lessor: restore_leases(view, lessor, loader.leases)?,
     })
 }
 
@@ -128,17 +127,17 @@ fn restore_leases(
     Ok(lessor)
 }
 
-struct Loader<'a> {
-    backend: &'a Backend,
+struct Loader {
+    engine: EngineKind,
     index: Index,
     newest: i64,
     leases: HashMap<Box<[u8]>, i64>,
 }
 
-impl Loader<'_> {
+impl Loader {
     /// Loads main revisions `first..=last`.
     fn load(&mut self, view: &View, first: i64, last: i64) -> Result<()> {
-        let backend = self.backend;
+        let engine = self.engine;
         let revisions = last - first + 1;
         let step = PART_REVISIONS.max(revisions / PARTS_MAX + 1);
         let parts = (revisions + step - 1) / step;
@@ -156,7 +155,7 @@ impl Loader<'_> {
                         }
                         let from = first + number * step;
                         let part =
-                            read_part(backend, view, number, from, (from + step - 1).min(last));
+                            read_part(engine, view, number, from, (from + step - 1).min(last));
                         let failed = part.is_err();
                         if sender.send(part).is_err() || failed {
                             return;
@@ -193,7 +192,7 @@ impl Loader<'_> {
             } = record;
             if !self.index.restore(&key, revision, change, created, version) {
                 return Err(damage(
-                    self.backend,
+                    self.engine,
                     format!("tombstone {revision} of a key that a tombstone deleted before"),
                 ));
             }
@@ -207,7 +206,7 @@ impl Loader<'_> {
     }
 }
 
-fn read_part(backend: &Backend, view: &View, number: i64, from: i64, to: i64) -> Result<Part> {
+fn read_part(engine: EngineKind, view: &View, number: i64, from: i64, to: i64) -> Result<Part> {
     let mut records = Vec::new();
     let mut bad = None;
     let start = Revision::new(from, 0).key(Change::Put);
@@ -235,7 +234,7 @@ fn read_part(backend: &Backend, view: &View, number: i64, from: i64, to: i64) ->
         }
     })?;
     if let Some(what) = bad {
-        return Err(damage(backend, what));
+        return Err(damage(engine, what));
     }
     records.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(a.revision.cmp(&b.revision)));
     Ok(Part { number, records })
@@ -243,18 +242,18 @@ fn read_part(backend: &Backend, view: &View, number: i64, from: i64, to: i64) ->
 
 /// The first and the last revision that `keyspace` holds.
 fn stored_bounds(
-    backend: &Backend,
+    engine: EngineKind,
     view: &View,
     keyspace: Keyspace,
 ) -> Result<Option<(Revision, Revision)>> {
-    let Some(first) = first_from(backend, view, keyspace, Revision::default())? else {
+    let Some(first) = first_from(engine, view, keyspace, Revision::default())? else {
         return Ok(None);
     };
     // Whether there is a revision at or above `main` changes from yes to no once.
     let (mut present, mut absent) = (first.main, i64::MAX);
     while absent - present > 1 {
         let middle = present + (absent - present) / 2;
-        match first_from(backend, view, keyspace, Revision::new(middle, 0))? {
+        match first_from(engine, view, keyspace, Revision::new(middle, 0))? {
             Some(revision) => present = revision.main,
             None => absent = middle,
         }
@@ -273,7 +272,7 @@ fn stored_bounds(
 }
 
 fn first_from(
-    backend: &Backend,
+    engine: EngineKind,
     view: &View,
     keyspace: Keyspace,
     from: Revision,
@@ -289,18 +288,18 @@ fn first_from(
     match found {
         None => Ok(None),
         Some(Ok((revision, _))) => Ok(Some(revision)),
-        Some(Err(what)) => Err(damage(backend, what)),
+        Some(Err(what)) => Err(damage(engine, what)),
     }
 }
 
-fn read_compaction(backend: &Backend, view: &View, key: &'static [u8]) -> Result<Option<i64>> {
+fn read_compaction(engine: EngineKind, view: &View, key: &'static [u8]) -> Result<Option<i64>> {
     let Some(value) = view.get(Keyspace::Meta, key)? else {
         return Ok(None);
     };
     match Revision::decode(&value) {
         Some((revision, _)) => Ok(Some(revision.main)),
         None => Err(damage(
-            backend,
+            engine,
             format!("{} is not a revision", String::from_utf8_lossy(key)),
         )),
     }

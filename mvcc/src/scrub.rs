@@ -119,7 +119,8 @@ fn check_value(revision_key: &[u8], value: &[u8]) -> Result<Checked, String> {
     }
     Ok(Checked {
         revision_key: Bytes::copy_from_slice(revision_key),
-        key: kv.key,
+        // Not a slice of the record, whose value would then stay in memory for the whole slice of the scrub.
+        key: Bytes::copy_from_slice(&kv.key),
         create_revision: kv.create_revision,
         version: kv.version,
         lease: kv.lease,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-use crate::backend::{Backend, CONSISTENT_INDEX_KEY, Keyspace, Op};
+use crate::backend::{Backend, CONSISTENT_INDEX_KEY, EngineKind, Keyspace, Op};
 use crate::compaction::Compactor;
 use crate::hash::CompactionHashes;
 use crate::index::Index;
@@ -129,7 +129,7 @@ impl Store {
     ///
     /// Takes about a second for a million revisions. Errors: [`Error::Damage`] if what is stored is not what was written.
     pub fn open(backend: Backend, options: StoreOptions) -> Result<Arc<Store>> {
-        let recovered = recovery::recover(&backend, options.lessor)?;
+        let recovered = recovery::recover(&backend.view()?, backend.engine(), options.lessor)?;
         let compacted = recovered
             .scheduled_compaction
             .max(recovered.finished_compaction)
@@ -234,6 +234,23 @@ impl Store {
         self.compacted.store(revision, Ordering::Release);
     }
 
+    /// The log index that was applied last.
+    pub(crate) fn applied(&self) -> Result<u64> {
+        let stored = self.backend.get(Keyspace::Meta, CONSISTENT_INDEX_KEY)?;
+        match stored.as_deref().map(<[u8; 8]>::try_from) {
+            None => Ok(0),
+            Some(Ok(index)) => Ok(u64::from_be_bytes(index)),
+            Some(Err(_)) => Err(self.damage("the applied index is not 8 bytes".to_owned())),
+        }
+    }
+
+    /// Takes the positions of a state that replaces this one and is not older.
+    pub(crate) fn take_over(&self, current: i64, compacted: i64, term: u64) {
+        self.current.store(current, Ordering::Release);
+        self.compacted.store(compacted, Ordering::Release);
+        self.term.store(term, Ordering::Relaxed);
+    }
+
     /// The operations that record `mark`.
     pub(crate) fn mark_ops(&self, mark: AppliedMark, ops: &mut Vec<Op>) {
         ops.extend(mark.extra);
@@ -244,14 +261,14 @@ impl Store {
     }
 
     pub(crate) fn damage(&self, what: String) -> Error {
-        damage(&self.backend, what)
+        damage(self.backend.engine(), what)
     }
 }
 
-/// Damage in the database below `backend`.
-pub(crate) fn damage(backend: &Backend, what: String) -> Error {
+/// Damage in the database of `engine`.
+pub(crate) fn damage(engine: EngineKind, what: String) -> Error {
     Error::Damage {
-        file: PathBuf::from(format!("the {} database", backend.engine())),
+        file: PathBuf::from(format!("the {engine} database")),
         what,
     }
 }

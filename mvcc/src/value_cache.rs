@@ -19,6 +19,7 @@ pub(crate) struct ValueCache {
     bytes_max: u64,
 }
 
+#[derive(Default)]
 struct Inner {
     slots: HashMap<Revision, usize, BuildHasherDefault<RevisionHasher>>,
     entries: Vec<Option<Entry>>,
@@ -51,15 +52,8 @@ const LARGEST_PART: u64 = 16;
 
 impl ValueCache {
     pub(crate) fn new(bytes_max: u64) -> ValueCache {
-        let inner = Inner {
-            slots: HashMap::default(),
-            entries: Vec::new(),
-            free: Vec::new(),
-            hand: 0,
-            bytes: 0,
-        };
         ValueCache {
-            inner: RwLock::new(inner),
+            inner: RwLock::default(),
             bytes_max,
         }
     }
@@ -127,6 +121,11 @@ impl ValueCache {
                 self.update([], fits);
             }
         }
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) {
+        *self.inner.write() = Inner::default();
     }
 
     /// Bytes held, bookkeeping included.

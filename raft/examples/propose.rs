@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kv_raft::{
-    Applied, CheckpointFuture, CommittedEntry, Config, EntryBody, NoPeers, Node, Role,
-    SnapshotSource, StateMachine,
+    Applied, CheckpointFuture, CommittedEntry, Config, EntryBody, InstallFuture, NoPeers, Node,
+    Role, SnapshotSource, StateMachine,
 };
 use kv_wal::fs::RealFs;
 use kv_wal::{Identity, Recovered, Wal};
@@ -64,8 +64,8 @@ impl StateMachine for Answering {
         Err(io::Error::from(io::ErrorKind::Unsupported))
     }
 
-    fn install(&mut self, _: Applied, _: Box<dyn SnapshotSource>) -> io::Result<()> {
-        Err(io::Error::from(io::ErrorKind::Unsupported))
+    fn install(&mut self, _: Applied, _: Box<dyn SnapshotSource>) -> InstallFuture<'_> {
+        Box::pin(async { Err(io::Error::from(io::ErrorKind::Unsupported)) })
     }
 }
 

@@ -38,5 +38,7 @@ pub use network::{AnswerStream, ByteStream, Lane, NoPeers, PeerFuture, PeerTrans
 pub use node::{App, Node};
 pub use proposal::Refused;
 pub use snapshot::SnapshotSource;
-pub use state_machine::{Applied, CheckpointFuture, CommittedEntry, EntryBody, StateMachine};
+pub use state_machine::{
+    Applied, CheckpointFuture, CommittedEntry, EntryBody, InstallFuture, StateMachine,
+};
 pub use status::{Role, Status};

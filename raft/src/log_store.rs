@@ -135,6 +135,11 @@ impl LogStore {
         self.shared.state.lock().flushed
     }
 
+    /// Newest index that is no longer in the log.
+    pub(crate) fn purged_index(&self) -> u64 {
+        index_of(self.shared.state.lock().purged.as_ref())
+    }
+
     /// Newest index in the log, newest index known to be committed.
     pub(crate) fn last_and_committed(&self) -> (u64, u64) {
         let state = self.shared.state.lock();

@@ -32,7 +32,7 @@ use crate::read_index::{Confirm, Confirmation, Reads};
 use crate::snapshot::{self, SnapshotSource};
 use crate::state_machine::{Adapter, StateMachine};
 use crate::status::{Observer, Status};
-use crate::types::{Raft, index_of};
+use crate::types::{Raft, index_of, term_of};
 use crate::wire::{self, ReadIndexAnswer};
 
 /// Answers opaque requests of other members' applications; see [`Node::ask`].
@@ -239,6 +239,14 @@ impl Node {
         proposal::propose(&self.inner, commands, refused);
     }
 
+    /// Proposes `commands` as one entry if this member leads in `term`, and refuses otherwise.
+    ///
+    /// For what only a leader may decide: should it have lost its leadership meanwhile without
+    /// noticing, the commands are in no log, also if it leads again or knows who does.
+    pub fn propose_in_term(&self, term: u64, commands: Vec<Bytes>, refused: Refused) {
+        proposal::propose_in_term(&self.inner, term, commands, refused);
+    }
+
     /// Sets who answers [`Node::ask`] of other members; once, before peers ask.
     pub fn serve_app(&self, app: Arc<dyn App>) {
         assert!(
@@ -262,6 +270,16 @@ impl Node {
     /// rely on. All reads that wait share one confirmation by a quorum.
     pub async fn linearizable(&self) -> std::result::Result<u64, ReadError> {
         self.inner.reads.linearizable().await
+    }
+
+    /// Whether this member leads in `term`, confirmed by a quorum after the call began.
+    pub async fn confirm_leadership(&self, term: u64) -> bool {
+        let confirmed = self.inner.raft.get_read_linearizer(ReadPolicy::ReadIndex);
+        match confirmed.await {
+            // A leader's read index is at least the first entry of its own term.
+            Ok(linearizer) => term_of(Some(linearizer.read_log_id().log_id())) == term,
+            Err(_) => false,
+        }
     }
 
     /// The status of this moment; cheap.
@@ -313,6 +331,11 @@ impl Node {
     /// Newest index that is on this member's disk.
     pub fn flushed_index(&self) -> u64 {
         self.inner.log.flushed_index()
+    }
+
+    /// Newest index that this member can no longer send as an entry: a member behind it needs a snapshot.
+    pub fn purged_index(&self) -> u64 {
+        self.inner.log.purged_index()
     }
 
     /// Asks for a checkpoint of the state machine now, which lets older log files go.

@@ -51,6 +51,22 @@ pub(crate) fn propose(inner: &Arc<Inner>, commands: Vec<Bytes>, refused: Refused
     Proposal::new(inner, body, Origin::Here, Box::new(outcome)).start();
 }
 
+/// Proposes `commands` on this member, and only while it leads in `term`.
+pub(crate) fn propose_in_term(
+    inner: &Arc<Inner>,
+    term: u64,
+    commands: Vec<Bytes>,
+    refused: Refused,
+) {
+    let body = encoding::commands_body(&commands);
+    let outcome = move |outcome| {
+        if let Err(error) = outcome {
+            refused(error);
+        }
+    };
+    Proposal::new(inner, body, Origin::Leader { term }, Box::new(outcome)).start();
+}
+
 /// Proposes the commands in `body` for another member; resolves when they are applied here or
 /// refused.
 pub(crate) async fn propose_for_peer(inner: &Arc<Inner>, body: Bytes) -> Outcome {
@@ -69,6 +85,10 @@ enum Origin {
     Here,
     /// Another member, which takes this one for the leader.
     Peer,
+    /// This member, as the leader of a term and not otherwise.
+    Leader {
+        term: u64,
+    },
 }
 
 /// A proposal between its start and its outcome; dropped, its outcome is unknown.
@@ -130,14 +150,18 @@ impl Proposal {
 
     /// Hands the proposal to this member's core.
     fn submit_here(self) {
-        let node = self.node.clone();
+        let (node, origin) = (self.node.clone(), self.origin);
         let commands = Commands(self.body.clone());
         let responder = Responder(Box::new(move |result: WriteResult| self.settle(result)));
         // The queue has room for every proposal in flight, so the first poll sends; outside the
         // task budget, which could make it wait for nothing. If it does not, or if the core is
         // gone, dropping the proposal answers it.
-        let sent = node.raft.client_write_ff(commands, Some(responder));
-        let _ = tokio::task::unconstrained(sent).now_or_never();
+        let write = node.raft.write(commands).responder(responder);
+        let write = match origin {
+            Origin::Leader { term } => write.with_leader(term),
+            Origin::Here | Origin::Peer => write,
+        };
+        let _ = tokio::task::unconstrained(write.into_future()).now_or_never();
     }
 
     /// Takes the answer of this member's core.
@@ -150,6 +174,11 @@ impl Proposal {
                     (ForwardReason::LeaseExpired, _) => self.try_again(ProposeError::NoQuorum),
                     // Until somebody is elected there is nothing to try.
                     (ForwardReason::NotLeader, None) => {
+                        self.end(Err(ProposeError::NotLeader { leader }));
+                    }
+                    (ForwardReason::NotLeader | ForwardReason::LeadershipTransfer, _)
+                        if matches!(self.origin, Origin::Leader { .. }) =>
+                    {
                         self.end(Err(ProposeError::NotLeader { leader }));
                     }
                     (ForwardReason::NotLeader, Some(_)) if self.origin == Origin::Peer => {

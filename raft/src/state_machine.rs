@@ -67,6 +67,9 @@ pub enum EntryBody {
 /// A checkpoint under way.
 pub type CheckpointFuture = Pin<Box<dyn Future<Output = io::Result<Applied>> + Send>>;
 
+/// An install under way.
+pub type InstallFuture<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
+
 /// What the agreed entries act on. One owner: the apply worker.
 pub trait StateMachine: Send + 'static {
     /// What the durable state contains; asked once, at start. Entries after it are applied again.
@@ -89,7 +92,9 @@ pub trait StateMachine: Send + 'static {
     fn snapshot(&mut self) -> io::Result<Box<dyn SnapshotSource>>;
 
     /// Replaces the whole state, durably and atomically, by `source`, which contains `applied`.
-    fn install(&mut self, applied: Applied, source: Box<dyn SnapshotSource>) -> io::Result<()>;
+    ///
+    /// Nothing is applied until the future ends. An error stops the node for good.
+    fn install(&mut self, applied: Applied, source: Box<dyn SnapshotSource>) -> InstallFuture<'_>;
 }
 
 /// openraft's state machine over the owner's.
@@ -230,7 +235,8 @@ impl RaftStateMachine<TypeConfig> for Adapter {
         );
         self.machine
             .get_mut()
-            .install(applied, snapshot.into_source()?)?;
+            .install(applied, snapshot.into_source()?)
+            .await?;
         self.last = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.progress.send_replace(index_of(self.last.as_ref()));

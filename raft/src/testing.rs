@@ -17,8 +17,9 @@ use tempfile::TempDir;
 use crate::error::PeerError;
 use crate::network::AnswerStream;
 use crate::{
-    Applied, ByteStream, CheckpointFuture, CommittedEntry, Config, EntryBody, Lane, NoPeers, Node,
-    PeerFuture, PeerTransport, ProposeError, Role, Rpc, SnapshotSource, StateMachine, Status,
+    Applied, ByteStream, CheckpointFuture, CommittedEntry, Config, EntryBody, InstallFuture, Lane,
+    NoPeers, Node, PeerFuture, PeerTransport, ProposeError, Role, Rpc, SnapshotSource,
+    StateMachine, Status,
 };
 
 /// How long a test waits for what must happen.
@@ -150,15 +151,21 @@ impl StateMachine for Ledger {
         }))
     }
 
-    fn install(&mut self, applied: Applied, mut source: Box<dyn SnapshotSource>) -> io::Result<()> {
-        let mut commands = Vec::new();
-        while let Some(command) = source.next_chunk()? {
-            commands.push(command);
-        }
-        let mut book = self.book.lock();
-        book.now = Page { applied, commands };
-        book.durable = book.now.clone();
-        Ok(())
+    fn install(
+        &mut self,
+        applied: Applied,
+        mut source: Box<dyn SnapshotSource>,
+    ) -> InstallFuture<'_> {
+        Box::pin(async move {
+            let mut commands = Vec::new();
+            while let Some(command) = source.next_chunk()? {
+                commands.push(command);
+            }
+            let mut book = self.book.lock();
+            book.now = Page { applied, commands };
+            book.durable = book.now.clone();
+            Ok(())
+        })
     }
 }
 

@@ -18,18 +18,18 @@ pub(crate) struct Alarms {
 }
 
 impl Alarms {
-    /// The alarms stored under `keys`.
+    /// Takes over the alarms stored under `keys`, and no others.
     pub(crate) fn restore(
+        &self,
         keys: impl IntoIterator<Item = Bytes>,
-    ) -> Result<Alarms, prost::DecodeError> {
+    ) -> Result<(), prost::DecodeError> {
         let mut raised = BTreeSet::new();
         for key in keys {
             let alarm = AlarmMember::decode(key)?;
             raised.insert((alarm.alarm, alarm.member_id));
         }
-        Ok(Alarms {
-            raised: RwLock::new(raised),
-        })
+        *self.raised.write() = raised;
+        Ok(())
     }
 
     /// Raised alarms of type `kind`, all types for `NONE`, ordered by type and member.
@@ -102,6 +102,9 @@ mod tests {
         let Some(Op::Put(_, key, _)) = op else {
             panic!("nothing to store")
         };
-        assert_eq!(Alarms::restore([key]).unwrap().get(0), [member]);
+        let other = Alarms::default();
+        other.activate(10, 1);
+        other.restore([key]).unwrap();
+        assert_eq!(other.get(0), [member]);
     }
 }

@@ -1,7 +1,7 @@
 //! Questions that only the leader answers: any member passes on what its clients ask.
 //!
-//! They travel as raft's opaque questions between applications (`proto/proto/leader.proto`). Nothing is asked twice
-//! when the first answer may only have been lost.
+//! They travel as raft's opaque questions between applications (`proto/proto/leader.proto`). A change is not asked for
+//! twice when the first answer may only have been lost; what is harmless to repeat is.
 
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -13,7 +13,7 @@ use kv_raft::PeerError;
 use prost::Message;
 
 use crate::member::Member;
-use crate::{Error, Result, reconfigure};
+use crate::{Error, Result, lease, reconfigure};
 
 /// Pause before a question is put again to the next leader.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -61,6 +61,10 @@ async fn lead(member: &Member, question: Question) -> Result<Kind> {
             reconfigure::lead(member, question).await?;
             Ok(Kind::Changed(member.node.applied_index()))
         }
+        Question::LeaseRenew(renew) => lease::lead_renew(member, renew.id)
+            .await
+            .map(Kind::LeaseRenewed),
+        Question::LeaseLook(look) => lease::lead_look(member, look).await.map(Kind::LeaseSeen),
     }
 }
 
@@ -73,7 +77,8 @@ pub(crate) async fn ask(member: &Member, question: Question) -> Result<Kind> {
             let answer = if leader == member.id {
                 lead(member, question.clone()).await
             } else {
-                ask_peer(member, leader, question.clone()).await
+                let timeout = member.config.request_timeout();
+                ask_peer(member, leader, question.clone(), timeout).await
             };
             match answer {
                 Err(Error::NotLeader) => tokio::time::sleep(PAUSE).await,
@@ -86,6 +91,33 @@ pub(crate) async fn ask(member: &Member, question: Question) -> Result<Kind> {
         .unwrap_or(Err(Error::Timeout))
 }
 
+/// As [`ask`], for a question that may be answered twice: an answer that was lost is asked for again.
+///
+/// Without a leader for all of the request timeout the error is [`Error::NoLeader`], as etcd's.
+pub(crate) async fn ask_until_answered(member: &Member, question: Question) -> Result<Kind> {
+    // A leader that stands still is given up by then, and another one elected.
+    let attempt = member.config.election_timeout * 2;
+    let asking = async {
+        loop {
+            let leader = known_leader(member).await?;
+            let answer = if leader == member.id {
+                lead(member, question.clone()).await
+            } else {
+                ask_peer(member, leader, question.clone(), attempt).await
+            };
+            match answer {
+                Err(Error::NotLeader | Error::Timeout) => tokio::time::sleep(PAUSE).await,
+                answer => return answer,
+            }
+        }
+    };
+    match tokio::time::timeout(member.config.request_timeout(), asking).await {
+        Ok(answer) => answer,
+        Err(_) if member.has_leader() => Err(Error::Timeout),
+        Err(_) => Err(Error::NoLeader),
+    }
+}
+
 async fn known_leader(member: &Member) -> Result<u64> {
     let mut status = member.node.watch_status();
     let known = status.wait_for(|status| status.leader.is_some()).await;
@@ -95,11 +127,15 @@ async fn known_leader(member: &Member) -> Result<u64> {
         .ok_or(Error::Stopped)
 }
 
-async fn ask_peer(member: &Member, leader: u64, question: Question) -> Result<Kind> {
+async fn ask_peer(
+    member: &Member,
+    leader: u64,
+    question: Question,
+    timeout: Duration,
+) -> Result<Kind> {
     let request = commandpb::Question {
         question: Some(question),
     };
-    let timeout = member.config.request_timeout();
     let answer = member
         .node
         .ask(leader, request.encode_to_vec().into(), timeout)

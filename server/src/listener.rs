@@ -3,6 +3,7 @@
 //! Each RPC thread runs its own single-threaded runtime; the acceptor hands a connection to the one with the fewest. A
 //! request is decoded, answered from memory and encoded without leaving that thread.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use kv_mvcc::watch::WakeGroup;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime;
 use tokio::sync::mpsc;
@@ -75,6 +77,15 @@ pub(crate) enum Listener {
     Unix(UnixListener),
 }
 
+thread_local! {
+    static WAKE_GROUP: RefCell<Option<Arc<WakeGroup>>> = const { RefCell::new(None) };
+}
+
+/// The watch streams of the calling thread, if it is one of [`RpcThreads`].
+pub(crate) fn wake_group() -> Option<Arc<WakeGroup>> {
+    WAKE_GROUP.with_borrow(Clone::clone)
+}
+
 impl RpcThreads {
     /// Starts `count` threads that serve connections and deliver results to waiters.
     pub(crate) fn start(
@@ -101,6 +112,9 @@ impl RpcThreads {
                 .spawn(move || {
                     Wait::use_shard(n);
                     runtime.spawn(wait.dispatch(n));
+                    let group = WakeGroup::new();
+                    runtime.spawn(group.clone().run());
+                    WAKE_GROUP.set(Some(group));
                     runtime.block_on(serve_thread(incoming, thread_state, settings, stop));
                     runtime.shutdown_timeout(Duration::from_millis(100));
                 })?;

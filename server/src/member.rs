@@ -123,6 +123,19 @@ impl Member {
         self.node.peek(|status| status.learners.contains(&self.id))
     }
 
+    /// The term in which this member leads and can vouch for it.
+    pub(crate) fn leading_term(&self) -> Option<u64> {
+        self.node.peek(|status| {
+            (status.role == Role::Leader && status.leader == Some(self.id)).then_some(status.term)
+        })
+    }
+
+    /// Whether this member is the only voter, so that nobody else can lead.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.node
+            .peek(|status| status.role == Role::Leader && *status.voters == [self.id])
+    }
+
     /// Whether this member knows a leader.
     pub(crate) fn has_leader(&self) -> bool {
         self.node.peek(|status| status.leader.is_some())
@@ -182,19 +195,5 @@ impl Member {
         tokio::task::spawn_blocking(move || read(&store))
             .await
             .map_err(|_| Error::Stopped)?
-    }
-
-    /// Waits until what was committed at the call is applied, a second at most.
-    pub(crate) async fn wait_applied(&self) -> Result<()> {
-        let status = self.node.status();
-        if status.applied_index >= status.committed_index {
-            return Ok(());
-        }
-        let second = std::time::Duration::from_secs(1);
-        match tokio::time::timeout(second, self.node.wait_applied(status.committed_index)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Error::Stopped),
-            Err(_) => Err(Error::TimeoutWaitAppliedIndex),
-        }
     }
 }

@@ -6,8 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use kv_proto::command::{Body, Command, HEADER_BYTES};
-use kv_raft::{Node, ProposeError};
+use kv_raft::{Node, ProposeError, Refused};
 use prost::encoding::encoded_len_varint;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -105,6 +106,25 @@ impl Proposer {
 
     /// Proposes `bodies` as one entry and waits until the last of them is applied; results are dropped.
     pub(crate) async fn propose_all(&self, bodies: Vec<Body>) -> Result<()> {
+        self.propose_packed(bodies, |node, commands, refused| {
+            node.propose(commands, refused)
+        })
+        .await
+    }
+
+    /// As [`Proposer::propose_all`], and only while this member leads in `term`: for what only a leader may decide.
+    pub(crate) async fn propose_all_in_term(&self, term: u64, bodies: Vec<Body>) -> Result<()> {
+        self.propose_packed(bodies, |node, commands, refused| {
+            node.propose_in_term(term, commands, refused)
+        })
+        .await
+    }
+
+    async fn propose_packed(
+        &self,
+        bodies: Vec<Body>,
+        propose: impl FnOnce(&Node, Vec<Bytes>, Refused),
+    ) -> Result<()> {
         let mut waiter = self.wait.register();
         let last = bodies.len().saturating_sub(1);
         let encode = |(n, body)| {
@@ -119,7 +139,7 @@ impl Proposer {
         let commands = bodies.into_iter().enumerate().map(encode).collect();
         let (wait, id) = (self.wait.clone(), waiter.id);
         let refused = move |why| wait.complete([(id, Err(refusal(why)))]);
-        self.node.propose(commands, Box::new(refused));
+        propose(&self.node, commands, Box::new(refused));
         match timeout_at(Instant::now() + self.timeout, waiter.result()).await {
             Ok(Err(
                 error

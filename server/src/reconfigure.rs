@@ -73,6 +73,9 @@ pub(crate) async fn lead(member: &Member, change: Question) -> Result<()> {
             let updated = member.proposer.propose(Body::MemberUpdate(request)).await;
             return updated.map(drop);
         }
+        Question::LeaseRenew(_) | Question::LeaseLook(_) => {
+            unreachable!("no change of the members: {change:?}")
+        }
     };
     changed.map_err(refused)
 }
@@ -185,6 +188,9 @@ impl View<'_> {
             Question::MemberUpdate(request) => {
                 self.known(request.id)?;
                 self.check_urls_free(request.id, &request.peer_urls)
+            }
+            Question::LeaseRenew(_) | Question::LeaseLook(_) => {
+                unreachable!("no change of the members: {change:?}")
             }
         }
     }

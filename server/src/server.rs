@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use kv_mvcc::backend::{Backend, EngineKind, Keyspace};
+use kv_mvcc::backend::{Backend, EngineKind};
+use kv_mvcc::lease::{Checkpoints, LessorOptions};
 use kv_mvcc::{Store, StoreOptions};
 use kv_raft::Node;
 use kv_wal::Wal;
@@ -20,10 +21,10 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
-use crate::apply::Applier;
+use crate::apply::{self, Applier};
 use crate::bootstrap::{self, Beginning, Bootstrap};
 use crate::cluster::Cluster;
-use crate::config::{Config, StorageEngine, Url};
+use crate::config::{Config, Gate, StorageEngine, Url};
 use crate::data_dir::DataDir;
 use crate::http::Listener as PageListener;
 use crate::listener::{self, Http2Settings, Listener, RpcThreads};
@@ -34,7 +35,7 @@ use crate::propose::Proposer;
 use crate::rpc::{Dispatch, Offers};
 use crate::tls::{TlsAcceptor, TlsConnector};
 use crate::wait::{self, Wait};
-use crate::{clock, compactor, disk_space, leader, lease_expiry, publish, reconfigure};
+use crate::{clock, compactor, disk_space, leader, lease, publish, reconfigure, scrub};
 
 /// Clients are served once this member is published, or after this time, so that a member without a quorum still
 /// answers what needs none. Source: etcd v3.7, the default of its former flag for it.
@@ -107,7 +108,8 @@ impl Server {
         backend.set_commit_gate(move |index| wait_flushed(&gate, index));
 
         let cluster = Arc::new(Cluster::new(identity.cluster_id));
-        let alarms = Arc::new(restore_state(&backend, &cluster)?);
+        let alarms = Arc::new(Alarms::default());
+        apply::restore_tables(&backend, &cluster, &alarms)?;
         let is_blank = recovered.vote.is_none()
             && recovered.entries.is_empty()
             && recovered.purged.is_none()
@@ -229,6 +231,7 @@ impl Server {
         ));
         tokio::spawn(publish::set_version(member.clone()));
         tokio::spawn(reconfigure::promote_staged(member.clone()));
+        tokio::spawn(scrub::run(member.clone()));
         tokio::select! {
             _ = is_published => {}
             () = tokio::time::sleep(CLUSTER_READY_MAX) => {
@@ -236,7 +239,7 @@ impl Server {
             }
             () = removed.cancelled() => {}
         }
-        let lease_expiry = tokio::spawn(lease_expiry::run(member.clone()));
+        let lease_expiry = tokio::spawn(lease::expiry::run(member.clone()));
         let folder = Arc::new(folder);
         let disk_space = tokio::spawn(disk_space::run(member.clone(), folder.clone(), wal.clone()));
 
@@ -592,6 +595,15 @@ fn store_options(config: &Config) -> StoreOptions {
         } else {
             pause
         },
+        lessor: LessorOptions {
+            // The minimum that `--election-timeout` asks for is part of the request when it gets here.
+            ttl_secs_min: 1,
+            checkpoints: if config.feature_gates.enabled(Gate::LeaseCheckpoint) {
+                Checkpoints::On
+            } else {
+                Checkpoints::Off
+            },
+        },
         ..defaults
     }
 }
@@ -620,7 +632,7 @@ fn open_wal(folder: &DataDir, identity: kv_wal::Identity) -> Result<(Wal, kv_wal
 }
 
 /// Blocks until log entry `index`, which is applied, is on this member's disk: the database must not be ahead of the log.
-fn wait_flushed(wal: &Wal, index: u64) {
+pub(crate) fn wait_flushed(wal: &Wal, index: u64) {
     if wal.flushed_index() >= index {
         return;
     }
@@ -636,35 +648,6 @@ fn wait_flushed(wal: &Wal, index: u64) {
             std::thread::park();
         }
     }
-}
-
-/// Reads back what the apply loop keeps beside the keys.
-pub(crate) fn restore_state(backend: &Backend, cluster: &Cluster) -> Result<Alarms> {
-    let view = backend.view()?;
-    let mut members = Vec::new();
-    view.scan(Keyspace::Members, &[], None, &mut |_, json| {
-        members.push(bytes::Bytes::copy_from_slice(json));
-        std::ops::ControlFlow::Continue(())
-    })?;
-    let mut removed = Vec::new();
-    view.scan(Keyspace::MembersRemoved, &[], None, &mut |id, _| {
-        removed.extend(
-            std::str::from_utf8(id)
-                .ok()
-                .and_then(|id| u64::from_str_radix(id, 16).ok()),
-        );
-        std::ops::ControlFlow::Continue(())
-    })?;
-    let version = view.get(Keyspace::Cluster, Cluster::version_key())?;
-    cluster
-        .restore(members, removed, version)
-        .context("the member table cannot be read")?;
-    let mut alarms = Vec::new();
-    view.scan(Keyspace::Alarm, &[], None, &mut |key, _| {
-        alarms.push(bytes::Bytes::copy_from_slice(key));
-        std::ops::ControlFlow::Continue(())
-    })?;
-    Alarms::restore(alarms).context("the alarms cannot be read")
 }
 
 /// A failed write or fsync ends the process at once: no further acknowledgement may leave it.

@@ -11,6 +11,8 @@ use kv_proto::etcdserverpb::{
     HashKvRequest, HashKvResponse, Member, MemberListRequest, PutRequest, RangeRequest,
     StatusRequest, StatusResponse,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::process::{Kvd, KvdOptions, free_port};
@@ -170,6 +172,11 @@ impl Cluster {
         }
     }
 
+    /// The process id of a member that runs.
+    pub fn pid(&self, n: usize) -> u32 {
+        self.running[n].as_ref().expect("the member runs").pid()
+    }
+
     /// Numbers of the members that run.
     pub fn running(&self) -> Vec<usize> {
         let numbers = self.running.iter().enumerate();
@@ -231,6 +238,21 @@ impl Cluster {
             linearizable: false,
         };
         Ok(cluster.member_list(request).await?.into_inner().members)
+    }
+
+    /// The sum of a metric over all its labels, as a member shows it; 0 if it shows none.
+    pub async fn metric(&self, n: usize, name: &str) -> Result<f64> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.places[n].client_port)).await?;
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await?;
+        let values = page.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let value = rest.rsplit(' ').next()?;
+            rest.starts_with([' ', '{']).then(|| value.parse::<f64>())
+        });
+        Ok(values.sum::<Result<f64, _>>()?)
     }
 
     /// Waits until all members that run name the same leader, one of them; returns its number.

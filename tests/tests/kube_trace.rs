@@ -3,6 +3,8 @@
 //! `data/kube-trace.jsonl.gz` holds 14,181 lines: 10,495 calls, 169 watches with 5,247 events, 17 lease expiries. Sent one by
 //! one, every answer must be equal; left out are ids and terms of headers, lease ids (mapped), and the status call.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 

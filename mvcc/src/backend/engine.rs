@@ -35,6 +35,14 @@ pub(crate) trait Engine: Send + Sync {
 
     /// Bytes of keys and values (sealed) that are alive.
     fn in_use(&self) -> u64;
+
+    /// An empty engine that may take this one's place, if the engine has no files, for which generations do that.
+    fn stage_without_files(&self) -> Option<Arc<dyn Engine>> {
+        None
+    }
+
+    /// Makes this the engine that the next open finds, if it came from [`Engine::stage_without_files`].
+    fn make_current_without_files(&self) {}
 }
 
 /// Reads of one engine state. Values are handed out sealed.

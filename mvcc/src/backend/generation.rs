@@ -28,7 +28,7 @@ use super::engine::{Engine, damage, io_error};
 use super::guard::guarded;
 use super::redb::RedbEngine;
 use super::sled::SledEngine;
-use super::{EngineKind, Options, db_dir};
+use super::{EngineKind, Options, db_dir, kill_point};
 use crate::{Error, Result};
 
 const CURRENT: &str = "CURRENT";
@@ -53,11 +53,13 @@ impl Generation {
             fs::remove_dir_all(&dir).map_err(|error| io_error(&dir, &error))?;
         }
         create_dir_durably(&dir, &db)?;
+        kill_point();
         let mark = dir.join(INCOMPLETE);
         File::create(&mark)
             .and_then(|file| file.sync_all())
             .map_err(|error| io_error(&mark, &error))?;
         sync_dir(&dir)?;
+        kill_point();
         Ok(Generation {
             engine,
             number,
@@ -69,12 +71,16 @@ impl Generation {
     /// Names this generation in CURRENT. Its files must be durable.
     pub(crate) fn make_current(&self, member_dir: &Path) -> Result<()> {
         sync_dir(&self.dir)?;
+        kill_point();
         Current {
             engine: self.engine,
             number: self.number,
         }
         .write(member_dir)?;
-        remove_mark(&self.dir)
+        kill_point();
+        remove_mark(&self.dir)?;
+        kill_point();
+        Ok(())
     }
 
     /// Has the files removed when the last reader is gone.
@@ -196,7 +202,9 @@ impl Current {
         let write = || {
             let mut file = File::create(&temporary)?;
             file.write_all(self.text().as_bytes())?;
+            kill_point();
             file.sync_all()?;
+            kill_point();
             fs::rename(&temporary, &path)
         };
         write().map_err(|error| io_error(&path, &error))?;

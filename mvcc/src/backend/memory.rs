@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::engine::{Changes, Each, Engine, Reader};
 use super::{Keyspace, checksum};
@@ -18,8 +18,11 @@ use crate::Result;
 /// Committed content of a memory engine; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryDisk {
-    content: Arc<RwLock<Content>>,
+    /// What an open finds: another one once a staged engine has taken the place of the live one.
+    current: Arc<Mutex<SharedContent>>,
 }
+
+type SharedContent = Arc<RwLock<Content>>;
 
 #[derive(Debug, Default)]
 struct Content {
@@ -35,17 +38,21 @@ type Versions = Vec<(u64, Option<Bytes>)>;
 
 pub(crate) struct MemoryEngine {
     disk: MemoryDisk,
+    content: SharedContent,
 }
 
 impl MemoryEngine {
     pub(crate) fn open(disk: &MemoryDisk) -> MemoryEngine {
-        MemoryEngine { disk: disk.clone() }
+        MemoryEngine {
+            disk: disk.clone(),
+            content: Arc::clone(&disk.current.lock()),
+        }
     }
 }
 
 impl Engine for MemoryEngine {
     fn commit(&self, changes: &Changes<'_>) -> Result<()> {
-        let content = &mut *self.disk.content.write();
+        let content = &mut *self.content.write();
         content.commit += 1;
         let mut sealed = Vec::new();
         for (keyspace, log) in &changes.appended {
@@ -65,12 +72,12 @@ impl Engine for MemoryEngine {
     }
 
     fn reader(&self) -> Result<Arc<dyn Reader>> {
-        let mut content = self.disk.content.write();
+        let mut content = self.content.write();
         let commit = content.commit;
         *content.readers.entry(commit).or_default() += 1;
         drop(content);
         Ok(Arc::new(MemoryReader {
-            disk: self.disk.clone(),
+            content: Arc::clone(&self.content),
             commit,
         }))
     }
@@ -84,7 +91,18 @@ impl Engine for MemoryEngine {
     }
 
     fn in_use(&self) -> u64 {
-        self.disk.content.read().in_use
+        self.content.read().in_use
+    }
+
+    fn stage_without_files(&self) -> Option<Arc<dyn Engine>> {
+        Some(Arc::new(MemoryEngine {
+            disk: self.disk.clone(),
+            content: SharedContent::default(),
+        }))
+    }
+
+    fn make_current_without_files(&self) {
+        *self.disk.current.lock() = Arc::clone(&self.content);
     }
 }
 
@@ -113,7 +131,7 @@ impl Content {
 }
 
 struct MemoryReader {
-    disk: MemoryDisk,
+    content: SharedContent,
     commit: u64,
 }
 
@@ -134,7 +152,7 @@ impl Reader for MemoryReader {
         key: &[u8],
         found: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let stored = self.disk.content.read().keyspaces[keyspace.position()]
+        let stored = self.content.read().keyspaces[keyspace.position()]
             .get(key)
             .and_then(|versions| self.at(versions).cloned());
         stored.map_or(Ok(()), |stored| found(&stored))
@@ -152,12 +170,11 @@ impl Reader for MemoryReader {
         let mut next = Some(Bound::Included(Bytes::copy_from_slice(from)));
         while let Some(lower) = next.take() {
             // Collected first: `each` may read or write the same disk.
-            let slice: Vec<(Bytes, Bytes)> = self.disk.content.read().keyspaces
-                [keyspace.position()]
-            .range::<[u8], _>((lower.as_ref().map(AsRef::as_ref), upper))
-            .filter_map(|(key, versions)| Some((key.clone(), self.at(versions)?.clone())))
-            .take(SLICE_KEYS)
-            .collect();
+            let slice: Vec<(Bytes, Bytes)> = self.content.read().keyspaces[keyspace.position()]
+                .range::<[u8], _>((lower.as_ref().map(AsRef::as_ref), upper))
+                .filter_map(|(key, versions)| Some((key.clone(), self.at(versions)?.clone())))
+                .take(SLICE_KEYS)
+                .collect();
             if slice.len() == SLICE_KEYS {
                 next = slice.last().map(|(key, _)| Bound::Excluded(key.clone()));
             }
@@ -177,7 +194,7 @@ impl Reader for MemoryReader {
 
 impl Drop for MemoryReader {
     fn drop(&mut self) {
-        let mut content = self.disk.content.write();
+        let mut content = self.content.write();
         if let Some(readers) = content.readers.get_mut(&self.commit) {
             *readers -= 1;
             if *readers == 0 {

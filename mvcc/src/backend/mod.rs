@@ -12,7 +12,7 @@
 //! - after a failed commit nothing is ever committed again.
 //!
 //! In reading order: [`engine`] is what an engine must do, [`redb`], [`sled`] and [`memory`] do it; [`buffer`], [`view`] and
-//! [`committer`] stand above; [`generation`] names the live files, [`defrag`] and [`quarantine`] replace them.
+//! [`committer`] stand above; [`generation`] names the live files, [`staging`], [`defrag`] and [`quarantine`] replace them.
 
 mod buffer;
 mod checksum;
@@ -26,6 +26,7 @@ mod memory;
 mod quarantine;
 mod redb;
 mod sled;
+mod staging;
 mod view;
 
 #[cfg(test)]
@@ -475,3 +476,10 @@ fn stored_applied_index(live: &Live) -> Result<u64> {
 fn db_dir(member_dir: &Path) -> PathBuf {
     member_dir.join("db")
 }
+
+/// A step between two changes on disk. Tests end the process here.
+#[cfg(not(test))]
+fn kill_point() {}
+
+#[cfg(test)]
+use self::tests::kill_point;

@@ -380,13 +380,15 @@ impl Lessor {
         self.state.read().lease_by_key.get(key).copied()
     }
 
-    /// Leases past their deadline, at most `max`, the longest overdue chosen first; ids ascend.
+    /// Leases past their deadline, the longest overdue chosen first; ids ascend.
     ///
-    /// None unless primary. One that is not revoked is named again after 3 s.
+    /// At most `max`, where one with more than one key counts once for each, and at least one. None unless primary.
+    /// One that is not revoked is named again after 3 s.
     pub fn expired(&self, now: Duration, max: usize) -> Vec<i64> {
         let mut ids = Vec::new();
+        let mut cost = 0;
         let state = &mut *self.state.write();
-        while ids.len() < max {
+        while cost < max {
             let Some((queued, id)) = state.expiry.pop_due(Deadline::at(now)) else {
                 break;
             };
@@ -394,6 +396,12 @@ impl Lessor {
                 continue; // An entry of a lease that is gone.
             };
             if lease.deadline <= Deadline::at(now) {
+                let keys = lease.keys.len().max(1);
+                if cost > 0 && cost + keys > max {
+                    state.expiry.push(queued, id);
+                    break;
+                }
+                cost += keys;
                 ids.push(id);
                 lease.queued = Deadline::at(now + EXPIRED_RETRY);
             } else {
@@ -515,17 +523,16 @@ impl Lessor {
         Ok(())
     }
 
-    /// Forgets everything, as before the first [`Lessor::restore`].
-    pub fn clear(&self) {
-        {
-            let mut state = self.state.write();
-            state.leases.clear();
-            state.lease_by_key.clear();
-            state.expiry = ExpiryQueue::default();
-            state.checkpoints.clear();
-            state.primary = false;
-        }
+    /// Takes the leases of `other`, whose store replaces this one's; not primary from here on.
+    pub(crate) fn replace(&self, other: Lessor) {
+        let old = std::mem::replace(&mut *self.state.write(), other.state.into_inner());
         self.changed.notify_waiters();
+        // A million leases take a while to free.
+        drop(old);
+    }
+
+    pub(crate) fn options(&self) -> LessorOptions {
+        self.options
     }
 
     fn schedule_checkpoint(&self, state: &mut State, id: i64, ttl_secs: i64, now: Duration) {
@@ -597,6 +604,14 @@ impl Keys {
                     *self = Keys::None;
                 }
             }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Keys::None => 0,
+            Keys::One(_) => 1,
+            Keys::Many(keys) => keys.len(),
         }
     }
 

@@ -28,6 +28,7 @@ use super::event::{PrevKv, RevisionEvents, key_of};
 use super::history::{CHUNK_REVISIONS_MAX, History};
 use super::range_index::RangeIndex;
 use super::stream::{StreamOptions, WatchStream};
+use super::wake::WakeGroup;
 
 /// Bounds of a hub.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +116,7 @@ struct Listener {
 pub(super) struct Signal {
     id: u64,
     pub(super) notify: Notify,
+    pub(super) group: Option<Arc<WakeGroup>>,
     /// Oldest published revision to take, 0 if none.
     mark: AtomicI64,
     /// Position from which every live watcher has to read the store, 0 if the ring serves them.
@@ -206,9 +208,7 @@ impl WatchHub {
     pub fn publish(&self, events: Arc<RevisionEvents>) {
         let mut wake = Vec::new();
         self.state.lock().publish(events, &mut wake);
-        for signal in wake {
-            signal.notify.notify_one();
-        }
+        super::wake::wake(wake);
     }
 
     /// The store's content was replaced and now stands at `revision`: every watcher goes on from its own
@@ -216,9 +216,7 @@ impl WatchHub {
     pub fn restored(&self, revision: i64) {
         let mut wake = Vec::new();
         self.state.lock().restored(revision, &mut wake);
-        for signal in wake {
-            signal.notify.notify_one();
-        }
+        super::wake::wake(wake);
     }
 
     /// Opens a stream whose watchers read their past from `history`.
@@ -233,6 +231,7 @@ impl WatchHub {
             let signal = Arc::new(Signal {
                 id: state.streams_opened,
                 notify: Notify::new(),
+                group: options.wake_group.clone(),
                 mark: AtomicI64::new(0),
                 resync_from: AtomicI64::new(0),
             });
@@ -397,9 +396,7 @@ impl Drop for Capture<'_> {
             state.capture_open = false;
             std::mem::take(&mut state.waiting)
         };
-        for signal in waiting {
-            signal.notify.notify_one();
-        }
+        super::wake::wake(waiting);
     }
 }
 
@@ -484,7 +481,12 @@ impl HubState {
         if mark == 0 {
             return Step::Idle(self.last);
         }
-        let at = self.ring.partition_point(|e| e.revision() < mark);
+        // Streams that keep up want the newest; searching the ring for it would miss the caches.
+        let newest = self.ring.back().filter(|e| e.revision() == mark);
+        let at = match newest {
+            Some(_) => self.ring.len() - 1,
+            None => self.ring.partition_point(|e| e.revision() < mark),
+        };
         let following = self.ring.get(at + 1).map_or(0, |e| e.revision());
         signal.mark.store(following, Ordering::Relaxed);
         match self.ring.get(at) {

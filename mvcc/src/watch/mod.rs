@@ -8,6 +8,7 @@ mod history;
 mod hub;
 mod range_index;
 mod stream;
+mod wake;
 mod watcher;
 
 pub use event::{EventBatch, PrevKv, RevisionEvents, delete_event, put_event};
@@ -16,6 +17,7 @@ pub use history::{
 };
 pub use hub::{Capture, HubOptions, HubStats, Interest, WatchHub};
 pub use stream::{NO_WATCH_ID, Spawn, StreamOptions, WatchOutput, WatchStream};
+pub use wake::WakeGroup;
 pub use watcher::{EventFilters, Fragment, WatchCreate};
 
 #[cfg(test)]

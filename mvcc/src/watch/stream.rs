@@ -36,6 +36,7 @@ use super::history::{
 };
 use super::hub::{Cursor, Place, Signal, Step, WatchHub};
 use super::range_index::{RangeIndex, Slot};
+use super::wake::WakeGroup;
 use super::watcher::{Form, Fragment, WatchCreate, Watcher};
 use crate::{Error, Result};
 
@@ -57,6 +58,8 @@ pub type Spawn = Arc<dyn Fn(Box<dyn FnOnce() + Send>) + Send + Sync>;
 pub struct StreamOptions {
     /// Runs reads of the store.
     pub spawn: Spawn,
+    /// The streams that are woken together with this one; `None` wakes it alone.
+    pub wake_group: Option<Arc<WakeGroup>>,
     /// Time between progress responses of an idle watcher that asked for them, jitter included.
     pub progress_interval: Duration,
     /// A response of this size or more is split for a watcher that allows it; etcd's is the request limit

@@ -203,6 +203,7 @@ impl World {
             self.store.clone(),
             StreamOptions {
                 spawn: Arc::new(move |job| jobs.lock().push(job)),
+                wake_group: None,
                 progress_interval: Duration::from_millis(10),
                 fragment_bytes_min,
                 header: header(),

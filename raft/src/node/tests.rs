@@ -392,3 +392,33 @@ async fn a_machine_ahead_of_a_torn_log_is_not_given_an_entry_twice() {
     eventually("replay", || member.ledger.commands().len() == 21).await;
     member.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proposal_for_one_term_is_refused_in_every_other() {
+    let mut member = Member::leading(fast_config(1)).await;
+    let old = member.wait_leading().await.term;
+    member.restart().await;
+    let term = member.wait_leading().await.term;
+    assert!(old < term);
+    let propose = |term, command: usize| {
+        let (sender, refused) = tokio::sync::oneshot::channel();
+        let refusal = Box::new(move |error| drop(sender.send(error)));
+        let commands = vec![Bytes::from(format!("command {command}"))];
+        member.node().propose_in_term(term, commands, refusal);
+        refused
+    };
+
+    for other in [old, term + 1] {
+        let refusal = propose(other, 1).await.unwrap();
+        assert!(
+            matches!(refusal, ProposeError::NotLeader { .. }),
+            "{refusal}"
+        );
+    }
+    let refused = propose(term, 0);
+    member.put(command(2)).await;
+
+    assert_eq!(member.ledger.commands(), [command(0), command(2)]);
+    refused.await.unwrap_err();
+    member.stop().await;
+}

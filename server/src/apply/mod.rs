@@ -11,6 +11,7 @@ mod alarm;
 mod kv;
 mod lease;
 mod member;
+mod snapshot;
 mod txn;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use kv_proto::etcdserverpb::{
     AlarmResponse, AlarmType, DeleteRangeResponse, LeaseGrantResponse, LeaseRevokeResponse,
     PutResponse, TxnResponse,
 };
-use kv_raft::{Applied, CommittedEntry, EntryBody, StateMachine};
+use kv_raft::{Applied, CommittedEntry, EntryBody, InstallFuture, SnapshotSource, StateMachine};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::wait::Wait;
 use crate::{Error, Result, quota};
 
+pub(crate) use snapshot::restore_tables;
 pub(crate) use txn::read_only as read_only_txn;
 
 const CONSISTENT_INDEX: &[u8] = b"consistent_index";
@@ -128,6 +130,28 @@ impl Applier {
             position,
             epochs,
         }
+    }
+
+    /// What the store says it contains.
+    fn recorded(&self) -> io::Result<Applied> {
+        Ok(Applied {
+            index: self.meta_u64(CONSISTENT_INDEX)?,
+            term: self.meta_u64(TERM)?,
+            membership: self.meta(MEMBERSHIP)?.unwrap_or_default(),
+        })
+    }
+
+    /// Goes on from what the store contains.
+    fn resume(&mut self) -> io::Result<Applied> {
+        let applied = self.recorded()?;
+        self.position = Position {
+            index: applied.index,
+            term: applied.term,
+            commands_done: self.meta_u64(COMMANDS_DONE)?,
+        };
+        let epoch = (applied.term, applied.membership.clone());
+        *self.epochs.lock() = BTreeMap::from([(applied.index, epoch)]);
+        Ok(applied)
     }
 
     fn meta(&self, key: &'static [u8]) -> io::Result<Option<Bytes>> {
@@ -320,22 +344,7 @@ impl Applier {
 
 impl StateMachine for Applier {
     fn applied(&mut self) -> io::Result<Applied> {
-        let membership = self.meta(MEMBERSHIP)?.unwrap_or_default();
-        let applied = Applied {
-            index: self.meta_u64(CONSISTENT_INDEX)?,
-            term: self.meta_u64(TERM)?,
-            membership,
-        };
-        let commands_done = self.meta_u64(COMMANDS_DONE)?;
-        self.position = Position {
-            index: applied.index,
-            term: applied.term,
-            commands_done,
-        };
-        self.epochs
-            .lock()
-            .insert(applied.index, (applied.term, applied.membership.clone()));
-        Ok(applied)
+        self.resume()
     }
 
     fn apply(&mut self, entries: Vec<CommittedEntry>) -> io::Result<()> {
@@ -391,17 +400,12 @@ impl StateMachine for Applier {
         })
     }
 
-    fn snapshot(&mut self) -> io::Result<Box<dyn kv_raft::SnapshotSource>> {
-        Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "snapshots to other members are not available yet",
-        ))
+    fn snapshot(&mut self) -> io::Result<Box<dyn SnapshotSource>> {
+        self.open_snapshot()
     }
 
-    fn install(&mut self, _: Applied, _: Box<dyn kv_raft::SnapshotSource>) -> io::Result<()> {
-        Err(io::Error::other(
-            "snapshots from other members are not available yet",
-        ))
+    fn install(&mut self, applied: Applied, source: Box<dyn SnapshotSource>) -> InstallFuture<'_> {
+        self.install_snapshot(applied, source)
     }
 }
 

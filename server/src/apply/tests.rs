@@ -278,7 +278,7 @@ fn a_change_of_the_members_and_the_table_are_one_step_that_survives_a_restart() 
     first.store.backend().checkpoint().unwrap();
     drop(first);
     let mut second = applier(&disk);
-    crate::server::restore_state(second.store.backend(), &second.cluster).unwrap();
+    restore_tables(second.store.backend(), &second.cluster, &second.alarms).unwrap();
     check(&second);
     let applied = second.applied().unwrap();
     assert_eq!(

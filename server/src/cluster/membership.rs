@@ -76,18 +76,19 @@ impl Cluster {
         }
     }
 
-    /// Takes over what the member and cluster keyspaces hold.
+    /// Takes over what the member and cluster keyspaces hold, and nothing else.
     pub(crate) fn restore(
         &self,
         members: impl IntoIterator<Item = Bytes>,
         removed: impl IntoIterator<Item = u64>,
         version: Option<Bytes>,
     ) -> Result<(), serde_json::Error> {
+        let members = members
+            .into_iter()
+            .map(|json| serde_json::from_slice(&json).map(|member: Member| (member.id, member)))
+            .collect::<Result<_, _>>()?;
         let mut state = self.state.write();
-        for json in members {
-            let member: Member = serde_json::from_slice(&json)?;
-            state.members.insert(member.id, member);
-        }
+        state.members = members;
         state.removed = removed.into_iter().collect();
         state.version = version.map(|v| String::from_utf8_lossy(&v).into_owned());
         Ok(())

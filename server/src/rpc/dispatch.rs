@@ -20,7 +20,6 @@ use kv_proto::etcdserverpb::cluster_server::ClusterServer;
 use kv_proto::etcdserverpb::kv_server::KvServer;
 use kv_proto::etcdserverpb::lease_server::LeaseServer;
 use kv_proto::etcdserverpb::maintenance_server::MaintenanceServer;
-use kv_proto::etcdserverpb::watch_server::WatchServer;
 use kv_proto::health::health_server::HealthServer;
 use prometheus::IntCounter;
 use tonic::body::Body;
@@ -33,6 +32,7 @@ use super::health::HealthService;
 use super::kv::KvService;
 use super::lease::LeaseService;
 use super::maintenance::MaintenanceService;
+use super::requires_leader;
 use super::status::with_grpc_go_texts;
 use super::watch::WatchService;
 use crate::Error;
@@ -74,7 +74,8 @@ struct Services {
     member: Arc<Member>,
     pages: Arc<Pages<Member>>,
     kv: KvServer<KvService>,
-    watch: WatchServer<WatchService>,
+    watch: WatchService,
+    receive_max: usize,
     lease: LeaseServer<LeaseService>,
     cluster: ClusterServer<ClusterService>,
     maintenance: MaintenanceServer<MaintenanceService>,
@@ -118,7 +119,8 @@ impl Dispatch {
         let lease = LeaseService::new(member.clone(), first_lease_id);
         let services = Services {
             kv: serve!(KvServer, KvService(member.clone())),
-            watch: serve!(WatchServer, WatchService(member.clone())),
+            watch: WatchService(member.clone()),
+            receive_max,
             lease: serve!(LeaseServer, lease),
             cluster: serve!(ClusterServer, ClusterService(member.clone())),
             maintenance: serve!(MaintenanceServer, MaintenanceService(member.clone())),
@@ -178,7 +180,10 @@ impl Dispatch {
         };
         let answer: Answer = match service {
             "etcdserverpb.KV" => services.kv.clone().call(request),
-            "etcdserverpb.Watch" => services.watch.clone().call(request),
+            "etcdserverpb.Watch" => {
+                let response = services.watch.watch(request, services.receive_max);
+                Box::pin(std::future::ready(Ok(response)))
+            }
             "etcdserverpb.Lease" => services.lease.clone().call(request),
             "etcdserverpb.Cluster" => services.cluster.clone().call(request),
             "etcdserverpb.Maintenance" => services.maintenance.clone().call(request),
@@ -244,10 +249,7 @@ impl Dispatch {
         {
             return Err(Error::InvalidClientApiVersion);
         }
-        let needs_leader = headers
-            .get("hasleader")
-            .is_some_and(|v| v.as_bytes() == b"true");
-        if needs_leader && !self.services.member.has_leader() {
+        if requires_leader(headers) && !self.services.member.has_leader() {
             return Err(Error::NoLeader);
         }
         Ok(())

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use kv_mvcc::lease::{Renewal, WithKeys};
 use kv_proto::command::Body;
 use kv_proto::etcdserverpb::lease_server::Lease;
 use kv_proto::etcdserverpb::{
@@ -21,7 +20,7 @@ use super::status::with_grpc_go_texts;
 use super::{fill, requires_leader};
 use crate::apply::Response as Applied;
 use crate::member::Member;
-use crate::{Error, Result};
+use crate::{Error, Result, lease};
 
 /// The service over a member.
 #[derive(Clone)]
@@ -50,32 +49,10 @@ impl LeaseService {
     }
 }
 
-/// Renews one lease; 0 seconds if it does not exist or has expired.
-async fn renew(member: &Member, id: i64) -> Result<i64> {
-    if !member.is_leader() {
-        return Err(Error::NoLeader);
-    }
-    let lessor = member.store.lessor();
-    if !lessor.exists(id) {
-        // It may be on its way.
-        member.wait_applied().await?;
-    }
-    loop {
-        match lessor.renew(id, member.started.elapsed()) {
-            Renewal::Renewed { ttl_secs, .. } => {
-                member.metrics.debugging.leases_renewed.inc();
-                return Ok(ttl_secs);
-            }
-            Renewal::NotFound => return Ok(0),
-            Renewal::NotPrimary => return Err(Error::NotPrimaryLessor),
-            Renewal::Expired => {
-                let limit = member.config.request_timeout();
-                tokio::time::timeout(limit, lessor.revoked(id))
-                    .await
-                    .map_err(|_| Error::Timeout)?;
-            }
-        }
-    }
+/// The shortest time to live a lease may have: one and a half election timeouts, in whole seconds. Source: etcd 3.7.
+fn ttl_secs_min(member: &Member) -> i64 {
+    let timeout_ms = member.config.election_timeout.as_millis();
+    i64::try_from((3 * timeout_ms).div_ceil(2000)).unwrap_or(i64::MAX)
 }
 
 #[tonic::async_trait]
@@ -88,6 +65,8 @@ impl Lease for LeaseService {
         if request.id == 0 {
             request.id = self.choose_id();
         }
+        // Here and not at apply, which must not depend on this member's flags.
+        request.ttl = request.ttl.max(ttl_secs_min(&self.member));
         match self.member.propose(Body::LeaseGrant(request)).await? {
             Applied::LeaseGrant(mut response) => {
                 response.header = fill(&self.member, response.header);
@@ -121,7 +100,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let needs_leader = requires_leader(request.metadata());
+        let needs_leader = requires_leader(request.metadata().as_ref());
         let state = Some((self.member.clone(), request.into_inner()));
         let responses = unfold(state, move |state| async move {
             let (member, mut requests) = state?;
@@ -139,7 +118,7 @@ impl Lease for LeaseService {
             }
             // Taken before the renewal: a client must not see a renewal at a revision that already revoked the lease.
             let header = Some(member.header(member.store.revision()));
-            match renew(&member, id).await {
+            match lease::renew(&member, id).await {
                 Ok(ttl) => Some((
                     Ok(LeaseKeepAliveResponse { header, id, ttl }),
                     Some((member, requests)),
@@ -155,36 +134,13 @@ impl Lease for LeaseService {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let request = request.into_inner();
-        let member = &self.member;
-        if !member.is_leader() {
-            return Err(Error::NoLeader.into());
-        }
-        member.wait_applied().await?;
-        let with_keys = if request.keys {
-            WithKeys::Yes
-        } else {
-            WithKeys::No
-        };
-        let lease =
-            member
-                .store
-                .lessor()
-                .time_to_live(request.id, member.started.elapsed(), with_keys);
-        let header = Some(member.header(member.store.revision()));
-        let response = match lease {
-            None => LeaseTimeToLiveResponse {
-                header,
-                id: request.id,
-                ttl: -1,
-                ..Default::default()
-            },
-            Some(lease) => LeaseTimeToLiveResponse {
-                header,
-                id: request.id,
-                ttl: lease.remaining_secs,
-                granted_ttl: lease.granted_ttl_secs,
-                keys: lease.keys,
-            },
+        let seen = lease::look(&self.member, request.id, request.keys).await?;
+        let response = LeaseTimeToLiveResponse {
+            header: Some(self.member.header(self.member.store.revision())),
+            id: request.id,
+            ttl: seen.ttl,
+            granted_ttl: seen.granted_ttl,
+            keys: seen.keys,
         };
         Ok(Response::new(response))
     }

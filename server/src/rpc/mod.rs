@@ -50,8 +50,8 @@ pub(crate) fn range_query(request: RangeRequest) -> RangeQuery {
 }
 
 /// Whether the caller wants an error rather than an answer while there is no leader: metadata `hasleader: true`.
-fn requires_leader(metadata: &tonic::metadata::MetadataMap) -> bool {
-    metadata
+fn requires_leader(headers: &::http::HeaderMap) -> bool {
+    headers
         .get("hasleader")
         .is_some_and(|v| v.as_bytes() == b"true")
 }

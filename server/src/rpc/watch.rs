@@ -1,44 +1,59 @@
 //! The Watch service: a client's requests go to its stream of watchers, whose responses are pulled by the connection.
+//!
+//! Responses are written as bytes here rather than through tonic's encoder: the events of a revision are encoded once
+//! for all watchers, and what a stream has ready goes out as one piece of many gRPC messages.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
+use ::http::header::CONTENT_TYPE;
+use ::http::{HeaderMap, HeaderValue, Request, Response};
+use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::unfold;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use hyper::body::Incoming;
 use kv_mvcc::watch::{StreamOptions, WatchCreate, WatchOutput, WatchStream};
 use kv_proto::etcdserverpb::watch_request::RequestUnion;
-use kv_proto::etcdserverpb::watch_server::Watch;
-use kv_proto::etcdserverpb::{WatchRequest, WatchResponse};
+use kv_proto::etcdserverpb::{ResponseHeader, WatchRequest};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::body::Body;
+use tonic::{Status, Streaming};
+use tonic_prost::ProstDecoder;
 
 use super::requires_leader;
 use super::status::with_grpc_go_texts;
 use crate::Error;
+use crate::listener;
 use crate::member::Member;
 
 /// A response at or above the request limit plus this is split for watchers that allow it. Source: etcd v3.7.
 const FRAGMENT_OVERHEAD_BYTES: usize = 512 * 1024;
+/// Messages are gathered up to this size before they go to the connection; one message may be larger.
+const GATHER_BYTES_MAX: usize = 32 * 1024;
+/// Encoded events from this size on are handed on as they are instead of being copied behind their message's head.
+const SHARE_BYTES_MIN: usize = 16 * 1024;
+/// The gRPC prefix of a message: not compressed, and its length.
+const GRPC_PREFIX_BYTES: usize = 5;
 
 /// The service over a member.
 #[derive(Clone)]
 pub(crate) struct WatchService(pub(crate) Arc<Member>);
 
-#[tonic::async_trait]
-impl Watch for WatchService {
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
-
-    async fn watch(
-        &self,
-        request: Request<Streaming<WatchRequest>>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
+impl WatchService {
+    /// Answers the one method of the service, `Watch`. Messages above `receive_max` bytes end the stream.
+    pub(crate) fn watch(&self, request: Request<Incoming>, receive_max: usize) -> Response<Body> {
         let member = self.0.clone();
-        let needs_leader = requires_leader(request.metadata());
+        let (head, body) = request.into_parts();
+        let requests =
+            Streaming::new_request(ProstDecoder::default(), body, None, Some(receive_max));
         let options = StreamOptions {
             spawn: Arc::new(|job| {
                 tokio::task::spawn_blocking(job);
             }),
+            wake_group: listener::wake_group(),
             progress_interval: member.config.watch_progress_interval(),
             fragment_bytes_min: member.config.max_request_bytes as usize + FRAGMENT_OVERHEAD_BYTES,
             header: member.header(i64::MAX),
@@ -50,23 +65,23 @@ impl Watch for WatchService {
                 .open_stream(member.store.clone(), options),
         );
         let ended = CancellationToken::new();
-        let failed = tokio::spawn(read_requests(
-            request.into_inner(),
-            stream.clone(),
-            ended.clone(),
-        ));
-        let leader_lost = Box::pin(leader_lost(member.clone(), needs_leader));
+        let failed = tokio::spawn(read_requests(requests, stream.clone(), ended.clone()));
+        let leader_lost = Box::pin(leader_lost(member.clone(), requires_leader(&head.headers)));
         let responses = Responses {
             member,
             stream,
             leader_lost,
             failed: Some(failed),
+            gathered: BytesMut::new(),
+            shared: None,
             _ended: ended.drop_guard(),
         };
-        Ok(Response::new(Box::pin(unfold(
-            Some(responses),
-            Responses::next,
-        ))))
+        let body = StreamBody::new(unfold(Some(responses), Responses::next));
+        let mut response = Response::new(Body::new(body));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        response
     }
 }
 
@@ -77,20 +92,32 @@ struct Responses {
     leader_lost: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Why no more requests come: `None` when the client only closed its side.
     failed: Option<tokio::task::JoinHandle<Option<Status>>>,
+    /// Messages on their way to the connection; its memory is used again once they are sent.
+    gathered: BytesMut,
+    /// The end of the last gathered message: large events that are not copied.
+    shared: Option<Bytes>,
     _ended: DropGuard,
 }
 
+type DataFrame = Result<Frame<Bytes>, Infallible>;
+
 impl Responses {
-    async fn next(
-        state: Option<Responses>,
-    ) -> Option<(Result<WatchResponse, Status>, Option<Responses>)> {
+    async fn next(state: Option<Responses>) -> Option<(DataFrame, Option<Responses>)> {
         let mut state = state?;
-        loop {
+        let status = loop {
+            if state.gathered.is_empty()
+                && let Some(events) = state.shared.take()
+            {
+                return Some((Ok(Frame::data(events)), Some(state)));
+            }
             // While there is something to send, nothing else is looked at.
-            match state.stream.try_next() {
-                Ok(Some(output)) => return Some((Ok(state.response(output)), Some(state))),
-                Ok(None) => {}
-                Err(error) => return Some((Err(Error::from(error).into()), None)),
+            match state.gather() {
+                Ok(true) => {
+                    let messages = state.gathered.split().freeze();
+                    return Some((Ok(Frame::data(messages)), Some(state)));
+                }
+                Ok(false) => {}
+                Err(error) => break Error::from(error).into(),
             }
             let failed = async {
                 match &mut state.failed {
@@ -99,27 +126,71 @@ impl Responses {
                 }
             };
             tokio::select! {
-                output = state.stream.next() => return Some(match output {
-                    Ok(output) => (Ok(state.response(output)), Some(state)),
-                    Err(error) => (Err(Error::from(error).into()), None),
-                }),
+                output = state.stream.next() => match output {
+                    Ok(output) => {
+                        let header = state.member.header(output.revision);
+                        state.append(&output, header);
+                    }
+                    Err(error) => break Error::from(error).into(),
+                },
                 status = failed => {
                     state.failed = None;
                     if let Some(status) = status {
-                        return Some((Err(status), None));
+                        break status;
                     }
                 }
-                () = &mut state.leader_lost => return Some((Err(Error::NoLeader.into()), None)),
-                () = state.member.stopping.cancelled() => return Some((Err(Error::Stopped.into()), None)),
+                () = &mut state.leader_lost => break Error::NoLeader.into(),
+                () = state.member.stopping.cancelled() => break Error::Stopped.into(),
+            }
+        };
+        Some((Ok(Frame::trailers(trailers(&status))), None))
+    }
+
+    /// Takes what the stream has ready; whether there is anything to send.
+    fn gather(&mut self) -> kv_mvcc::Result<bool> {
+        let header = self.member.header(0);
+        while self.shared.is_none() && self.gathered.len() < GATHER_BYTES_MAX {
+            match self.stream.try_next() {
+                Ok(Some(output)) => self.append(&output, header),
+                Ok(None) => break,
+                // It is said again when what came before is sent.
+                Err(_) if !self.gathered.is_empty() => break,
+                Err(error) => return Err(error),
             }
         }
+        Ok(!self.gathered.is_empty())
+    }
+
+    /// Writes one message with its prefix.
+    fn append(&mut self, output: &WatchOutput, header: ResponseHeader) {
+        let events = output
+            .events
+            .as_ref()
+            .map(|batch| batch.frames())
+            .unwrap_or_default();
+        let start = self.gathered.len();
+        self.gathered.put_bytes(0, GRPC_PREFIX_BYTES);
+        output.encode_head(&header, &mut self.gathered);
+        let shared = events.len() >= SHARE_BYTES_MIN;
+        if !shared {
+            self.gathered.put_slice(&events);
+        }
+        let in_place = self.gathered.len() - start - GRPC_PREFIX_BYTES;
+        let message_len = in_place + if shared { events.len() } else { 0 };
+        // Far below 4 GiB: a revision holds at most a request's worth of events, a chunk of history less.
+        self.gathered[start + 1..start + GRPC_PREFIX_BYTES]
+            .copy_from_slice(&(message_len as u32).to_be_bytes());
+        self.shared = shared.then_some(events);
     }
 }
 
-impl Responses {
-    fn response(&self, output: WatchOutput) -> WatchResponse {
-        output.to_response(&self.member.header(output.revision))
+/// How the stream ends, as gRPC says it.
+fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    if status.add_header(&mut trailers).is_err() {
+        trailers.insert("grpc-status", HeaderValue::from(status.code() as i32));
     }
+    trailers
 }
 
 /// Passes the client's requests to its stream until it sends no more.

@@ -6,10 +6,31 @@
 
 mod damage;
 mod failure;
+mod install;
 mod kill;
 mod power_cut;
 mod traced_power_cut;
 mod workload;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Steps of this process until it ends itself; 0 for never.
+static STEPS_LEFT: AtomicU64 = AtomicU64::new(0);
+
+/// Ends the process, as kill -9 would, if this is the step that [`kill_after`] chose.
+pub(super) fn kill_point() {
+    let counted = STEPS_LEFT.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |steps| {
+        steps.checked_sub(1)
+    });
+    if counted == Ok(1) {
+        std::process::abort();
+    }
+}
+
+/// Lets this process end at its `steps`th step from now.
+pub(crate) fn kill_after(steps: u64) {
+    STEPS_LEFT.store(steps, Ordering::SeqCst);
+}
 
 /// Rounds asked for, or `default`.
 fn rounds(default: u64) -> u64 {

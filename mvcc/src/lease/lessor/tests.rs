@@ -108,6 +108,23 @@ fn late_renewal_does_not_revive() {
 }
 
 #[test]
+fn expired_lease_with_many_keys_counts_as_many() {
+    let lessor = primary();
+    for (id, ttl, keys) in [(1, 5, 3), (2, 6, 4), (3, 7, 1), (4, 8, 20), (5, 9, 0)] {
+        lessor.grant(id, ttl, at(0)).unwrap();
+        for key in 0..keys {
+            let key = Bytes::from(format!("{id}-{key}"));
+            lessor.attach(id, &key).unwrap();
+        }
+    }
+    assert_eq!(lessor.expired(at(10), 6), [1]);
+    assert_eq!(lessor.expired(at(10), 6), [2, 3]);
+    assert_eq!(lessor.expired(at(10), 6), [4], "at least one");
+    assert_eq!(lessor.expired(at(10), 6), [5]);
+    assert!(lessor.expired(at(10), 6).is_empty());
+}
+
+#[test]
 fn expired_is_bounded_takes_the_longest_overdue_and_sorts_ids() {
     let lessor = primary();
     for (id, ttl) in [(9, 5), (1, 7), (5, 6), (3, 30)] {

@@ -453,6 +453,7 @@ fn writer_and_streams_on_threads_lose_nothing() {
             world.store.clone(),
             StreamOptions {
                 spawn: Arc::new(move |job| drop(blocking.spawn_blocking(job))),
+                wake_group: None,
                 progress_interval: Duration::from_millis(1),
                 fragment_bytes_min: 1 << 20,
                 header: header(),

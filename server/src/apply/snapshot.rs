@@ -1,0 +1,131 @@
+//! The whole state in one piece: sent to a member that fell behind the log, and taken over by it.
+//!
+//! The store does the work (see kv-mvcc's snapshot). Here is what is kept beside it in memory: member table, alarms and
+//! the position of apply, which are read from the store again once it was replaced.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::Context;
+use bytes::Bytes;
+use kv_mvcc::Snapshot;
+use kv_mvcc::backend::{Backend, Keyspace};
+use kv_raft::{Applied, InstallFuture, SnapshotSource};
+
+use super::Applier;
+use crate::alarm::Alarms;
+use crate::cluster::Cluster;
+
+/// The store as of `applied`.
+struct StoreSource {
+    applied: Applied,
+    snapshot: Snapshot,
+}
+
+impl SnapshotSource for StoreSource {
+    fn applied(&self) -> Applied {
+        self.applied.clone()
+    }
+
+    fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+        self.snapshot.next_chunk().map_err(io::Error::other)
+    }
+}
+
+impl Applier {
+    /// Pins the present state. Called between two entries, so it contains the last one completely.
+    pub(super) fn open_snapshot(&mut self) -> io::Result<Box<dyn SnapshotSource>> {
+        let snapshot = self.store.snapshot().map_err(io::Error::other)?;
+        let applied = self.recorded()?;
+        assert!(
+            (applied.index, applied.term) == (self.position.index, self.position.term),
+            "the store is at index {} of term {}, and apply at {} of {}",
+            applied.index,
+            applied.term,
+            self.position.index,
+            self.position.term
+        );
+        Ok(Box::new(StoreSource { applied, snapshot }))
+    }
+
+    /// Replaces everything by what `source` contains. Readers of the store go on meanwhile.
+    pub(super) fn install_snapshot(
+        &mut self,
+        applied: Applied,
+        mut source: Box<dyn SnapshotSource>,
+    ) -> InstallFuture<'_> {
+        Box::pin(async move {
+            let begun = Instant::now();
+            let store = self.store.clone();
+            let install = move || store.install(|| source.next_chunk());
+            tokio::task::spawn_blocking(install)
+                .await
+                .map_err(io::Error::other)?
+                .map_err(io::Error::other)?;
+            restore_tables(self.store.backend(), &self.cluster, &self.alarms)
+                .map_err(io::Error::other)?;
+            if self.cluster.is_removed(self.member_id) {
+                self.removed.cancel();
+            }
+            let installed = self.resume()?;
+            if installed != applied {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!(
+                        "a snapshot announced as index {} of term {} contained index {} of term {}",
+                        applied.index, applied.term, installed.index, installed.term
+                    ),
+                ));
+            }
+            self.metrics
+                .server
+                .proposals_applied
+                .set(self.position.index as i64);
+            tracing::info!(
+                index = applied.index,
+                term = applied.term,
+                revision = self.store.revision(),
+                took_ms = begun.elapsed().as_millis() as u64,
+                "installed a snapshot"
+            );
+            Ok(())
+        })
+    }
+}
+
+/// Reads back what apply keeps in memory beside the keys: the member table and the alarms.
+pub(crate) fn restore_tables(
+    backend: &Backend,
+    cluster: &Cluster,
+    alarms: &Alarms,
+) -> anyhow::Result<()> {
+    let view = backend.view()?;
+    let mut members = Vec::new();
+    view.scan(Keyspace::Members, &[], None, &mut |_, json| {
+        members.push(Bytes::copy_from_slice(json));
+        ControlFlow::Continue(())
+    })?;
+    let mut removed = Vec::new();
+    view.scan(Keyspace::MembersRemoved, &[], None, &mut |id, _| {
+        removed.extend(
+            std::str::from_utf8(id)
+                .ok()
+                .and_then(|id| u64::from_str_radix(id, 16).ok()),
+        );
+        ControlFlow::Continue(())
+    })?;
+    let version = view.get(Keyspace::Cluster, Cluster::version_key())?;
+    cluster
+        .restore(members, removed, version)
+        .context("the member table cannot be read")?;
+    let mut raised = Vec::new();
+    view.scan(Keyspace::Alarm, &[], None, &mut |key, _| {
+        raised.push(Bytes::copy_from_slice(key));
+        ControlFlow::Continue(())
+    })?;
+    alarms.restore(raised).context("the alarms cannot be read")
+}
+
+#[cfg(test)]
+mod tests;
