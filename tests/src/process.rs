@@ -17,6 +17,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 pub struct KvdOptions {
     /// Scheme of the peer URLs.
     pub peer_scheme: String,
+    /// Port of the advertised peer URL. `None`: the one it listens on.
+    pub advertised_peer_port: Option<u16>,
     /// Further flags.
     pub args: Vec<String>,
     /// Further environment variables.
@@ -29,6 +31,7 @@ impl Default for KvdOptions {
     fn default() -> KvdOptions {
         KvdOptions {
             peer_scheme: "http".into(),
+            advertised_peer_port: None,
             args: Vec::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
@@ -165,6 +168,8 @@ pub fn kvd_binary() -> PathBuf {
 fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions) -> Child {
     let client = format!("http://127.0.0.1:{client_port}");
     let peer = format!("{}://127.0.0.1:{peer_port}", options.peer_scheme);
+    let advertised = options.advertised_peer_port.unwrap_or(peer_port);
+    let advertised = format!("{}://127.0.0.1:{advertised}", options.peer_scheme);
     let mut command = match options.wrapper.split_first() {
         Some((program, args)) => {
             let mut command = Command::new(program);
@@ -186,14 +191,14 @@ fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions
             "--listen-peer-urls",
             &peer,
             "--initial-advertise-peer-urls",
-            &peer,
+            &advertised,
         ])
         .args(["--log-level", "warn"])
         .args(&options.args)
         .envs(options.env.iter().cloned())
         .stdin(Stdio::null());
     if !options.args.iter().any(|arg| arg == "--initial-cluster") {
-        command.args(["--initial-cluster", &format!("default={peer}")]);
+        command.args(["--initial-cluster", &format!("default={advertised}")]);
     }
     command.spawn().expect("kvd can be started")
 }
