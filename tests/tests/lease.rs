@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // All of this is tests.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
