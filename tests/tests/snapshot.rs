@@ -89,7 +89,8 @@ async fn a_member_behind_the_log_is_caught_up_while_clients_write() -> Result<()
             caught_up
         };
         let (wrote, caught_up) = tokio::join!(write, catch_up);
-        (wrote?, caught_up?);
+        wrote?;
+        caught_up?;
     }
 
     assert!(written.load(Ordering::Relaxed) > 0);
