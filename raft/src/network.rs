@@ -264,16 +264,17 @@ impl NetStreamAppend<TypeConfig> for Peer {
     {
         let sent = Arc::new(AtomicU64::new(0));
         let counter = sent.clone();
-        let mut requests = input
-            .map(move |request| {
-                counter.fetch_add(1, Ordering::Relaxed);
-                wire::encode_append(&request)
-            })
-            .peekable();
+        let mut requests = input.map(move |request| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            wire::encode_append(&request)
+        });
         Box::pin(async move {
-            // openraft waits out its back-off before the first request, not before the stream: a
-            // stream opened before there is a request would be tried again without a pause.
-            Pin::new(&mut requests).peek().await;
+            // openraft waits out its back-off where the first request is asked for: without asking
+            // before connecting, a dead peer would be tried thousands of times a second.
+            let Some(first) = requests.next().await else {
+                return Ok(Box::pin(stream::empty()) as AppendAnswers<'s>);
+            };
+            let requests = stream::once(std::future::ready(first)).chain(requests);
             let answers = self
                 .transport
                 .append_stream(self.id, self.lane, Box::pin(requests), option.soft_ttl())

@@ -461,7 +461,7 @@ struct LinkState {
     /// Proposals for which there was no link.
     proposals_not_sent: usize,
     /// The same of streams of appends.
-    streams_not_opened: usize,
+    appends_not_opened: usize,
 }
 
 impl Links {
@@ -482,8 +482,8 @@ impl Links {
         self.state.lock().proposals_not_sent
     }
 
-    pub(crate) fn streams_not_opened(&self) -> usize {
-        self.state.lock().streams_not_opened
+    pub(crate) fn appends_not_opened(&self) -> usize {
+        self.state.lock().appends_not_opened
     }
 
     pub(crate) fn heal(&self) {
@@ -550,7 +550,7 @@ impl PeerTransport for Link {
     ) -> PeerFuture<'_, AnswerStream> {
         Box::pin(async move {
             let node = self.links.route(self.from, peer).inspect_err(|_| {
-                self.links.state.lock().streams_not_opened += 1;
+                self.links.state.lock().appends_not_opened += 1;
             })?;
             let (links, from) = (self.links.clone(), self.from);
             let passing =

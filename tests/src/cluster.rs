@@ -218,23 +218,6 @@ impl Cluster {
         Ok(value.map(String::from_utf8).transpose()?)
     }
 
-    /// The sum of a metric over all its labels; 0 if there is none.
-    pub async fn metric(&self, n: usize, name: &str) -> Result<f64> {
-        let address = format!("127.0.0.1:{}", self.places[n].client_port);
-        let mut stream = TcpStream::connect(&address).await?;
-        let request =
-            format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page).await?;
-        let values = page.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name)?;
-            rest.starts_with(['{', ' '])
-                .then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
-        });
-        Ok(values.sum())
-    }
-
     /// What a member says about itself.
     pub async fn status(&self, n: usize) -> Result<StatusResponse> {
         let mut maintenance = MaintenanceClient::new(self.channel(n).await?);
@@ -255,6 +238,21 @@ impl Cluster {
             linearizable: false,
         };
         Ok(cluster.member_list(request).await?.into_inner().members)
+    }
+
+    /// The sum of a metric over all its labels, as a member shows it; 0 if it shows none.
+    pub async fn metric(&self, n: usize, name: &str) -> Result<f64> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.places[n].client_port)).await?;
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await?;
+        let values = page.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let value = rest.rsplit(' ').next()?;
+            rest.starts_with([' ', '{']).then(|| value.parse::<f64>())
+        });
+        Ok(values.sum::<Result<f64, _>>()?)
     }
 
     /// Waits until all members that run name the same leader, one of them; returns its number.

@@ -242,7 +242,7 @@ async fn a_member_that_is_down_is_tried_with_growing_pauses() {
         writes += 1;
     }
     // One heartbeat each 150 ms, and replication at most each 20 ms at first, then each 500 ms.
-    let attempts = cluster.links.streams_not_opened();
+    let attempts = cluster.links.appends_not_opened();
     assert!((1..60).contains(&attempts), "{attempts} attempts in 2 s");
     cluster.stop().await;
 }
