@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs every client that is not ours against one kvd binary: Go with a real etcd beside it, Python, Rust.
+# Runs every client that is not ours against one kvd binary: Go with a real etcd beside it, etcdctl changing
+# the members of a cluster, Python, Rust.
 #
 #   KVD_BIN        the server under test; default ../target/release/kvd
 #   INTEROP_LIMIT  seconds for everything, default 1170; a part that does not fit counts as failed
@@ -54,6 +55,8 @@ part() { # name, command
 }
 
 part go interop/run.sh
+# With the tools that the part before has built.
+part members interop/members.sh
 part python python/run.sh
 part rust-client rust-client/run.sh
 

@@ -302,11 +302,12 @@ pub(crate) async fn transfer_leader(
     }
 }
 
-/// The voter that could take over soonest, if any answers at all.
-pub(crate) fn best_successor(node: &Inner) -> Option<u64> {
+/// The voter among those that are `fit` that could take over soonest, if any answers at all.
+pub(crate) fn best_successor(node: &Inner, fit: impl Fn(u64) -> bool) -> Option<u64> {
     let voters = node.status.borrow().voters.clone();
     let own_id = node.config.member_id;
-    let candidates = voters.iter().copied().filter(|id| *id != own_id);
+    let others = voters.iter().copied().filter(|id| *id != own_id);
+    let candidates = others.filter(|id| fit(*id));
     candidates
         .filter_map(|id| Some((progress(node, id)?, id)))
         .filter(|(progress, _)| {

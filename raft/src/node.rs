@@ -216,9 +216,10 @@ impl Node {
         membership::transfer_leader(&self.inner, to).await
     }
 
-    /// The voter that is best fit to lead after this member, if one answers.
-    pub fn successor(&self) -> Option<u64> {
-        membership::best_successor(&self.inner)
+    /// The voter with most of the log among those that are `fit` to lead after this member and
+    /// answer. For the leader.
+    pub fn successor(&self, fit: impl Fn(u64) -> bool) -> Option<u64> {
+        membership::best_successor(&self.inner, fit)
     }
 
     /// How far the leader knows a member to be; none on other members and of unknown ones.

@@ -460,7 +460,7 @@ struct LinkState {
     isolated: BTreeSet<u64>,
     /// Proposals for which there was no link.
     proposals_not_sent: usize,
-    /// The same of streams of appends.
+    /// Streams of entries for which there was no link.
     appends_not_opened: usize,
 }
 
@@ -544,13 +544,15 @@ impl PeerTransport for Link {
     fn append_stream(
         &self,
         peer: u64,
-        _: Lane,
+        lane: Lane,
         requests: ByteStream,
         _: Duration,
     ) -> PeerFuture<'_, AnswerStream> {
         Box::pin(async move {
             let node = self.links.route(self.from, peer).inspect_err(|_| {
-                self.links.state.lock().appends_not_opened += 1;
+                if lane == Lane::Replication {
+                    self.links.state.lock().appends_not_opened += 1;
+                }
             })?;
             let (links, from) = (self.links.clone(), self.from);
             let passing =

@@ -29,6 +29,14 @@ use crate::config::{Config, LogFormat, LogLevel};
 /// Libraries that report at `info` and below what only their authors need.
 const QUIET_LIBRARIES: [&str; 5] = ["openraft", "h2", "hyper", "rustls", "sled"];
 
+/// Modules of openraft that warn of every message which a dead member does not get, ten times a second; the transport
+/// says once that a member is lost.
+const REPETITIVE: [&str; 3] = [
+    "openraft::core::heartbeat",
+    "openraft::replication",
+    "openraft::engine::handler::replication_handler",
+];
+
 /// Why logging cannot start.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -63,7 +71,8 @@ fn subscriber(config: &Config, outputs: Outputs) -> impl Subscriber + Send + Syn
     let quiet = level.min(LevelFilter::WARN);
     let targets = Targets::new()
         .with_default(level)
-        .with_targets(QUIET_LIBRARIES.map(|library| (library, quiet)));
+        .with_targets(QUIET_LIBRARIES.map(|library| (library, quiet)))
+        .with_targets(REPETITIVE.map(|module| (module, LevelFilter::ERROR)));
     let lines = tracing_subscriber::fmt::layer()
         .event_format(Line {
             format: config.log_format,
@@ -366,6 +375,7 @@ mod tests {
         let lines = lines(&config(LogLevel::Debug, LogFormat::Json), || {
             tracing::info!(target: "openraft::core", "chatter");
             tracing::warn!(target: "openraft::core", "heard");
+            tracing::warn!(target: "openraft::replication", "a dead member again");
         });
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(lines[0].contains("heard"));

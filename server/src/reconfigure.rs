@@ -58,8 +58,10 @@ pub(crate) async fn lead(member: &Member, change: Question) -> Result<()> {
             promoted
         }
         Question::MemberRemove(request) => {
+            // The next leader checks again, with its own view: one that this member knows well knows the others well.
+            let is_fit = |id| connected_for(member, id).is_some_and(|time| time >= HEALTH_INTERVAL);
             if request.id == member.id
-                && let Some(successor) = node.successor()
+                && let Some(successor) = node.successor(is_fit)
                 && node.transfer_leader(successor).await.is_ok()
             {
                 return Err(Error::NotLeader);
@@ -126,19 +128,21 @@ struct View<'a> {
     connected_for: &'a dyn Fn(u64) -> Option<Duration>,
 }
 
+/// For how long `id` has answered this member.
+fn connected_for(member: &Member, id: u64) -> Option<Duration> {
+    if id == member.id {
+        return Some(Duration::MAX);
+    }
+    Some(member.transport.active_since(id)?.elapsed())
+}
+
 fn check(member: &Member, change: &Question) -> Result<()> {
-    let connected_for = |id| {
-        if id == member.id {
-            return Some(Duration::MAX);
-        }
-        Some(member.transport.active_since(id)?.elapsed())
-    };
     let view = View {
         rows: &member.cluster.members(),
         learners_max: member.config.max_learners,
         strict: member.config.strict_reconfig_check,
         is_removed: &|id| member.cluster.is_removed(id),
-        connected_for: &connected_for,
+        connected_for: &|id| connected_for(member, id),
     };
     view.check(change)
 }
@@ -342,7 +346,7 @@ pub(crate) async fn hand_over(member: &Member) {
     if !member.is_leader() {
         return;
     }
-    let Some(successor) = member.node.successor() else {
+    let Some(successor) = member.node.successor(|_| true) else {
         return;
     };
     let moved = tokio::time::timeout(HAND_OVER_MAX, member.node.transfer_leader(successor)).await;

@@ -291,7 +291,7 @@ impl Cluster {
         for n in self.running() {
             hashes.push(self.hash_kv(n, 0).await?);
         }
-        let first = hashes.first().context("a member runs")?.clone();
+        let first = *hashes.first().context("a member runs")?;
         for hash in &hashes {
             let of = |h: &HashKvResponse| (h.hash, h.compact_revision, h.hash_revision);
             if of(hash) != of(&first) {

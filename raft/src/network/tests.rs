@@ -268,3 +268,32 @@ async fn an_append_without_an_answer_ends_the_stream_and_an_idle_stream_lives() 
     assert_eq!(ended, Ok(Some(Err(PeerError::Timeout))));
     assert_eq!(answers.next().await, None);
 }
+
+/// openraft applies its back-off to the requests of a stream, not to its opening: a transport that could not connect was
+/// asked again at once, thousands of times a second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_for_a_dead_member_are_tried_with_back_off() {
+    let mut cluster = Cluster::start(|config| config).await;
+    let leader = cluster.leader().await;
+    let dead = other_than(leader);
+    cluster.stop_member(dead).await;
+    let begun = std::time::Instant::now();
+
+    let mut number = 0;
+    while begun.elapsed() < Duration::from_secs(1) {
+        number += 1;
+        cluster
+            .member(leader)
+            .put(format!("command {number}"))
+            .await;
+    }
+
+    let tried = cluster.links.appends_not_opened();
+    assert!(tried > 0, "the dead member was never tried");
+    assert!(
+        tried < 50,
+        "the dead member was tried {tried} times in a second"
+    );
+    cluster.start_member(dead).await;
+    cluster.stop().await;
+}

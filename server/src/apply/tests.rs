@@ -3,7 +3,9 @@
 use kv_mvcc::StoreOptions;
 use kv_mvcc::backend::{Backend, MemoryDisk, Options};
 use kv_proto::command::HEADER_BYTES;
-use kv_proto::commandpb::{ClusterVersionSet, MemberPublish};
+use kv_proto::commandpb::{
+    ClusterVersionSet, MemberAdd, MemberPromote, MemberPublish, MemberRemove, MemberUpdate,
+};
 use kv_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use kv_proto::etcdserverpb::request_op::Request;
 use kv_proto::etcdserverpb::{
@@ -220,4 +222,90 @@ fn an_unknown_command_stops_the_member() {
             .contains("start a build that supports version 9"),
         "{error}"
     );
+}
+
+/// An entry of raft's that changes the members, as opaque bytes, with the command that explains it.
+fn membership_entry(index: u64, body: Body) -> CommittedEntry {
+    CommittedEntry {
+        index,
+        term: 1,
+        body: EntryBody::Membership {
+            membership: Bytes::from(format!("membership {index}")),
+            command: Some(command(body)),
+        },
+    }
+}
+
+#[test]
+fn a_change_of_the_members_and_the_table_are_one_step_that_survives_a_restart() {
+    let disk = MemoryDisk::default();
+    let mut first = applier(&disk);
+    let changes = [
+        Body::MemberAdd(MemberAdd {
+            id: 8,
+            peer_urls: vec!["http://a:1".into()],
+            is_learner: true,
+        }),
+        Body::MemberAdd(MemberAdd {
+            id: 9,
+            peer_urls: vec!["http://b:1".into()],
+            is_learner: false,
+        }),
+        Body::MemberPromote(MemberPromote { id: 8 }),
+        Body::MemberRemove(MemberRemove { id: 9 }),
+    ];
+    let entries = (1..).zip(changes);
+    let mut entries: Vec<_> = entries
+        .map(|(index, body)| membership_entry(index, body))
+        .collect();
+    let update = Body::MemberUpdate(MemberUpdate {
+        id: 8,
+        peer_urls: vec!["http://c:1".into()],
+    });
+    entries.push(entry(5, vec![command(update)]));
+
+    first.apply(entries).unwrap();
+
+    let check = |applier: &Applier| {
+        let rows = applier.cluster.members();
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].id, rows[0].is_learner), (8, false));
+        assert_eq!(rows[0].peer_urls, ["http://c:1"]);
+        assert!(applier.cluster.is_removed(9));
+    };
+    check(&first);
+    assert!(!first.removed.is_cancelled());
+    first.store.backend().checkpoint().unwrap();
+    drop(first);
+    let mut second = applier(&disk);
+    restore_tables(second.store.backend(), &second.cluster, &second.alarms).unwrap();
+    check(&second);
+    let applied = second.applied().unwrap();
+    assert_eq!(
+        (applied.index, applied.membership),
+        (5, "membership 4".into())
+    );
+}
+
+#[test]
+fn a_member_that_applies_its_own_removal_is_to_stop() {
+    let disk = MemoryDisk::default();
+    let mut applier = applier(&disk);
+    let other = Body::MemberRemove(MemberRemove { id: MEMBER + 1 });
+    applier.apply(vec![membership_entry(1, other)]).unwrap();
+    assert!(!applier.removed.is_cancelled());
+    let own = Body::MemberRemove(MemberRemove { id: MEMBER });
+    applier.apply(vec![membership_entry(2, own)]).unwrap();
+    assert!(applier.removed.is_cancelled());
+}
+
+#[test]
+fn a_change_of_the_members_in_the_wrong_kind_of_entry_stops_the_member() {
+    let disk = MemoryDisk::default();
+    let mut applier = applier(&disk);
+    let removal = Body::MemberRemove(MemberRemove { id: 8 });
+    let refused = applier.apply(vec![entry(1, vec![command(removal)])]);
+    assert!(refused.unwrap_err().to_string().contains("MemberRemove"));
+    let refused = applier.apply(vec![membership_entry(1, Body::Put(put("k", "v")))]);
+    assert!(refused.unwrap_err().to_string().contains("Put"));
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use kv_proto::peerpb::snapshot_request::Part;
 use kv_proto::peerpb::{SnapshotChunk, SnapshotEnd, SnapshotRequest};
 use kv_raft::{Applied, SnapshotSource};
@@ -20,7 +20,7 @@ use kv_wal::snapshot_file::{SnapshotReader, SnapshotWriter};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 /// Chunks read ahead of the network.
 const CHUNKS_AHEAD: usize = 2;
@@ -28,8 +28,10 @@ const CHUNKS_AHEAD: usize = 2;
 const CHUNK_BYTES_MAX: usize = 512 << 10;
 /// Silence of the sender after which a transfer is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Name of the one snapshot that is received at a time.
-const FILE: &str = "incoming.snap";
+/// What the names of incoming snapshots begin with. Each has a number of its own, since the writer of a transfer that was
+/// given up may still be busy when the next begins.
+const PREFIX: &str = "incoming-";
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// How far a transfer is.
 #[derive(Clone, Default)]
@@ -115,12 +117,12 @@ pub(super) struct Received {
 
 /// Removes what an earlier process left behind.
 pub(super) fn clear(dir: &Path) {
-    for name in [FILE, "incoming.snap.tmp"] {
-        match std::fs::remove_file(dir.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(file = name, %error, "cannot remove an old snapshot");
-            }
-            _ => {}
+    for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !file.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        if let Err(error) = std::fs::remove_file(file.path()) {
+            tracing::warn!(file = %file.path().display(), %error, "cannot remove an old snapshot");
         }
     }
 }
@@ -128,20 +130,40 @@ pub(super) fn clear(dir: &Path) {
 /// Receives a whole snapshot into `dir`. Refusals are complete answers; nothing stays behind after one.
 pub(super) async fn receive(
     dir: &Path,
-    mut messages: Streaming<SnapshotRequest>,
+    mut messages: impl Stream<Item = Result<SnapshotRequest, Status>> + Unpin,
 ) -> Result<Received, Status> {
     let Some(Part::Header(header)) = next(&mut messages).await? else {
         return Err(Status::invalid_argument(
             "a snapshot begins with its header",
         ));
     };
-    let path = dir.join(FILE);
+    let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path = dir.join(format!("{PREFIX}{number}.snap"));
     let (chunks, incoming) = mpsc::channel(CHUNKS_AHEAD);
-    let written = tokio::task::spawn_blocking(move || write_file(path, incoming));
+    let writing = tokio::task::spawn_blocking(move || write_file(path, incoming));
+    let arrived = take_chunks(&mut messages, &chunks).await;
+    drop(chunks);
+    let written = writing
+        .await
+        .map_err(|error| Status::internal(error.to_string()))?;
+    let bytes = arrived?;
+    let file = written.map_err(|error| Status::internal(error.to_string()))?;
+    Ok(Received {
+        header,
+        bytes,
+        source: Box::new(file),
+    })
+}
+
+/// Hands the chunks to the writer, and `None` once all that was sent has arrived; returns how many bytes did.
+async fn take_chunks(
+    messages: &mut (impl Stream<Item = Result<SnapshotRequest, Status>> + Unpin),
+    chunks: &mpsc::Sender<Option<Bytes>>,
+) -> Result<u64, Status> {
     let mut crc = crc32fast::Hasher::new();
     let mut have = SnapshotEnd::default();
-    let end = loop {
-        match next(&mut messages).await? {
+    loop {
+        match next(messages).await? {
             Some(Part::Chunk(SnapshotChunk { data, crc: sum })) => {
                 if crc32fast::hash(&data) != sum {
                     return Err(Status::data_loss("a chunk's checksum does not match"));
@@ -150,41 +172,33 @@ pub(super) async fn receive(
                 have.bytes += data.len() as u64;
                 have.chunks += 1;
                 if chunks.send(Some(data)).await.is_err() {
-                    // The file cannot be written; the writer says why.
-                    break None;
+                    // The file cannot be written, and the writer says why.
+                    return Ok(have.bytes);
                 }
             }
-            Some(Part::End(end)) => break Some(end),
+            Some(Part::End(end)) => {
+                have.crc = crc.finalize();
+                if end != have {
+                    return Err(Status::data_loss(format!(
+                        "{have:?} arrived and {end:?} was sent"
+                    )));
+                }
+                // If this fails the writer has, and says why.
+                let _ = chunks.send(None).await;
+                return Ok(have.bytes);
+            }
             Some(Part::Header(_)) | None => {
                 return Err(Status::data_loss("the snapshot ended in its middle"));
             }
         }
-    };
-    have.crc = crc.finalize();
-    if let Some(end) = end {
-        if end != have {
-            return Err(Status::data_loss(format!(
-                "{have:?} arrived and {end:?} was sent"
-            )));
-        }
-        // A failure shows in the writer's result.
-        let _ = chunks.send(None).await;
     }
-    let file = match written.await {
-        Ok(Ok(file)) => file,
-        Ok(Err(error)) => return Err(Status::internal(error.to_string())),
-        Err(error) => return Err(Status::internal(error.to_string())),
-    };
-    Ok(Received {
-        header,
-        bytes: have.bytes,
-        source: Box::new(file),
-    })
 }
 
-async fn next(messages: &mut Streaming<SnapshotRequest>) -> Result<Option<Part>, Status> {
-    match tokio::time::timeout(SILENCE_MAX, messages.message()).await {
-        Ok(message) => Ok(message?.and_then(|message| message.part)),
+async fn next(
+    messages: &mut (impl Stream<Item = Result<SnapshotRequest, Status>> + Unpin),
+) -> Result<Option<Part>, Status> {
+    match tokio::time::timeout(SILENCE_MAX, messages.next()).await {
+        Ok(message) => Ok(message.transpose()?.and_then(|message| message.part)),
         Err(_) => Err(Status::deadline_exceeded("the sender has fallen silent")),
     }
 }
@@ -231,5 +245,115 @@ impl Drop for IncomingFile {
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(file = %self.path.display(), %error, "cannot remove a snapshot");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A source of given chunks, which may break off.
+    struct Chunks {
+        left: Vec<Bytes>,
+        breaks_off: bool,
+    }
+
+    impl SnapshotSource for Chunks {
+        fn applied(&self) -> Applied {
+            Applied::default()
+        }
+
+        fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+            if self.left.is_empty() {
+                return if self.breaks_off {
+                    Err(io::Error::other("the disk is gone"))
+                } else {
+                    Ok(None)
+                };
+            }
+            Ok(Some(self.left.remove(0)))
+        }
+    }
+
+    /// More than one message each, and less.
+    fn chunks() -> Vec<Bytes> {
+        let large: Vec<u8> = (0..CHUNK_BYTES_MAX * 2 + 7).map(|n| n as u8).collect();
+        vec![Bytes::from_static(b"small"), large.into(), Bytes::new()]
+    }
+
+    async fn messages(breaks_off: bool) -> (Vec<SnapshotRequest>, Progress) {
+        let source = Chunks {
+            left: chunks(),
+            breaks_off,
+        };
+        let (stream, progress) = send(Bytes::from_static(b"header"), Box::new(source));
+        (stream.collect().await, progress)
+    }
+
+    async fn arrive(dir: &Path, messages: Vec<SnapshotRequest>) -> Result<Received, Status> {
+        receive(
+            dir,
+            futures_util::stream::iter(messages.into_iter().map(Ok)),
+        )
+        .await
+    }
+
+    fn is_empty(dir: &Path) -> bool {
+        std::fs::read_dir(dir).unwrap().next().is_none()
+    }
+
+    #[tokio::test]
+    async fn what_arrives_is_what_was_sent_and_goes_when_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (messages, progress) = messages(false).await;
+        let total: usize = chunks().iter().map(Bytes::len).sum();
+        assert_eq!(progress.bytes(), total as u64);
+
+        let mut received = arrive(dir.path(), messages).await.unwrap();
+
+        assert_eq!(
+            (&received.header[..], received.bytes),
+            (&b"header"[..], total as u64)
+        );
+        let mut bytes = Vec::new();
+        while let Some(chunk) = received.source.next_chunk().unwrap() {
+            bytes.extend_from_slice(&chunk);
+        }
+        assert_eq!(bytes, chunks().concat());
+        drop(received);
+        assert!(is_empty(dir.path()));
+    }
+
+    #[tokio::test]
+    async fn snapshot_that_loses_or_changes_a_message_is_refused_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, _) = messages(false).await;
+        let count = whole.len();
+        for n in 0..count {
+            let mut lost = whole.clone();
+            lost.remove(n);
+            assert!(arrive(dir.path(), lost).await.is_err(), "message {n} lost");
+            let cut = whole[..n].to_vec();
+            assert!(arrive(dir.path(), cut).await.is_err(), "cut before {n}");
+            let mut changed = whole.clone();
+            match &mut changed[n].part {
+                Some(Part::Chunk(chunk)) => chunk.crc ^= 1,
+                Some(Part::End(end)) => end.crc ^= 1,
+                _ => continue,
+            }
+            assert!(
+                arrive(dir.path(), changed).await.is_err(),
+                "message {n} changed"
+            );
+        }
+        assert!(is_empty(dir.path()));
+    }
+
+    #[tokio::test]
+    async fn source_that_breaks_off_sends_no_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (messages, progress) = messages(true).await;
+        assert!(progress.failure().is_some());
+        assert!(arrive(dir.path(), messages).await.is_err());
     }
 }

@@ -141,7 +141,12 @@ impl Transport {
 
     fn peer(&self, id: u64) -> Result<Arc<Peer>, PeerError> {
         if self.parts.cluster.is_removed(id) {
-            self.peers.write().remove(&id);
+            if let Some(peer) = self.peers.write().remove(&id) {
+                let labels: &[&str] = &[&self.parts.local, &peer.name];
+                let network = &self.parts.metrics.network;
+                let _ = network.known_peers.remove_label_values(labels);
+                let _ = network.active_peers.remove_label_values(labels);
+            }
             return Err(PeerError::NotSent(format!(
                 "member {id:x} is removed from the cluster"
             )));
@@ -212,7 +217,6 @@ impl PeerTransport for Transport {
             let inflight = network.snapshot_send_inflights.with_label_values(to);
             inflight.inc();
             let _sending = scopeguard(move || inflight.dec());
-            tracing::info!(peer = peer.name, "sending a snapshot");
             let (messages, progress) = snapshot::send(header, source);
             let mut client = peer.snapshot.clone();
             let request = parts.request(&peer, messages);
@@ -242,7 +246,10 @@ impl PeerTransport for Transport {
                 }
                 Err(error) => {
                     network.snapshot_send_failures.with_label_values(to).inc();
-                    tracing::warn!(peer = peer.name, %error, "could not send a snapshot");
+                    // Of a member that is down it is told once that it is lost.
+                    if !matches!(error, PeerError::NotSent(_)) {
+                        tracing::warn!(peer = peer.name, %error, "could not send a snapshot");
+                    }
                     Err(error)
                 }
             }
