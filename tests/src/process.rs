@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use tonic::transport::{Channel, Endpoint};
 
+/// What a member without others says about where it is; nobody calls it there.
+const ALONE_PEER_URL: &str = "http://127.0.0.1:2380";
 /// A member has this long to begin to serve.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -168,8 +170,14 @@ pub fn kvd_binary() -> PathBuf {
 fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions) -> Child {
     let client = format!("http://127.0.0.1:{client_port}");
     let peer = format!("{}://127.0.0.1:{peer_port}", options.peer_scheme);
-    let advertised = options.advertised_peer_port.unwrap_or(peer_port);
-    let advertised = format!("{}://127.0.0.1:{advertised}", options.peer_scheme);
+    // Ids follow from what is advertised: a member alone keeps its own whatever port was free.
+    let is_alone = !options.args.iter().any(|arg| arg == "--initial-cluster");
+    let advertised = if is_alone {
+        ALONE_PEER_URL.to_owned()
+    } else {
+        let port = options.advertised_peer_port.unwrap_or(peer_port);
+        format!("{}://127.0.0.1:{port}", options.peer_scheme)
+    };
     let mut command = match options.wrapper.split_first() {
         Some((program, args)) => {
             let mut command = Command::new(program);
@@ -197,7 +205,7 @@ fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions
         .args(&options.args)
         .envs(options.env.iter().cloned())
         .stdin(Stdio::null());
-    if !options.args.iter().any(|arg| arg == "--initial-cluster") {
+    if is_alone {
         command.args(["--initial-cluster", &format!("default={advertised}")]);
     }
     command.spawn().expect("kvd can be started")
