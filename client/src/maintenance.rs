@@ -2,8 +2,8 @@
 
 use kv_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, HashKvRequest,
-    HashKvResponse, StatusRequest, StatusResponse, alarm_request::AlarmAction,
-    maintenance_client::MaintenanceClient,
+    HashKvResponse, MoveLeaderRequest, MoveLeaderResponse, StatusRequest, StatusResponse,
+    alarm_request::AlarmAction, maintenance_client::MaintenanceClient,
 };
 
 use crate::{Client, error::Result, retry::Repeat};
@@ -31,6 +31,15 @@ impl Client {
         let request = DefragmentRequest {};
         self.call(Repeat::IfNotSent, request, |c, q| async move {
             MaintenanceClient::new(c).defragment(q).await
+        })
+        .await
+    }
+
+    /// Hands leadership over from the asked member, which must lead, to `target`.
+    pub async fn move_leader(&self, target: u64) -> Result<MoveLeaderResponse> {
+        let request = MoveLeaderRequest { target_id: target };
+        self.call(Repeat::IfNotSent, request, |c, q| async move {
+            MaintenanceClient::new(c).move_leader(q).await
         })
         .await
     }

@@ -16,10 +16,20 @@ use clap::{
 
 use crate::{
     command::{
-        alarm::AlarmCommand, compaction::CompactionArgs, completion::CompletionArgs,
-        defrag::DefragArgs, del::DelArgs, endpoint::EndpointArgs, get::GetArgs,
-        lease::LeaseCommand, member::MemberCommand, put::PutArgs, txn::TxnArgs,
-        version::VersionArgs, watch::WatchArgs,
+        alarm::AlarmCommand,
+        cert::CertCommand,
+        compaction::CompactionArgs,
+        completion::CompletionArgs,
+        defrag::DefragArgs,
+        del::DelArgs,
+        endpoint::EndpointArgs,
+        get::GetArgs,
+        lease::LeaseCommand,
+        member::{MemberCommand, MoveLeaderArgs},
+        put::PutArgs,
+        txn::TxnArgs,
+        version::VersionArgs,
+        watch::WatchArgs,
     },
     exit::{Exit, Failure, Result},
     number,
@@ -179,6 +189,8 @@ pub(crate) enum Command {
     /// Membership related commands
     #[command(subcommand)]
     Member(MemberCommand),
+    /// Transfers leadership to another member
+    MoveLeader(MoveLeaderArgs),
     /// Endpoint related commands
     Endpoint(EndpointArgs),
     /// Alarm related commands
@@ -186,6 +198,9 @@ pub(crate) enum Command {
     Alarm(AlarmCommand),
     /// Defragments the storage of the members at the given endpoints
     Defrag(DefragArgs),
+    /// Makes the certificates of a cluster
+    #[command(subcommand)]
+    Cert(CertCommand),
     /// Prints the version
     Version(VersionArgs),
     /// Prints a completion script for a shell

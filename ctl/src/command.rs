@@ -1,6 +1,7 @@
 //! The verbs: each file owns one verb's flags, the request it becomes, and what happens to the answer.
 
 pub(crate) mod alarm;
+pub(crate) mod cert;
 pub(crate) mod compaction;
 pub(crate) mod completion;
 pub(crate) mod defrag;
@@ -32,6 +33,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         // These talk to no server and heed no global flag.
         Command::Version(args) => return version::run(&args),
         Command::Completion(args) => return completion::run(&args),
+        Command::Cert(command) => return cert::run(&command),
         Command::Options => return write_out(cli::options_text().as_bytes()),
         _ => {}
     }
@@ -48,10 +50,13 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Watch(args) => watch::run(&session, args).await,
         Command::Lease(command) => lease::run(&session, command).await,
         Command::Member(command) => member::run(&session, command).await,
+        Command::MoveLeader(args) => member::move_leader(&session, args).await,
         Command::Endpoint(args) => endpoint::run(&session, args).await,
         Command::Alarm(command) => alarm::run(&session, command).await,
         Command::Defrag(args) => defrag::run(&session, args).await,
-        Command::Version(_) | Command::Completion(_) | Command::Options => Ok(()),
+        Command::Cert(_) | Command::Version(_) | Command::Completion(_) | Command::Options => {
+            Ok(())
+        }
     }
 }
 

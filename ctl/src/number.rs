@@ -16,6 +16,18 @@ pub(crate) fn parse_int(text: &str, radix: u32) -> Result<i64, String> {
     })
 }
 
+/// Reads the id of a member: an unsigned hexadecimal number.
+pub(crate) fn parse_id(text: &str) -> Result<u64, String> {
+    let error = |why| format!("strconv.ParseUint: parsing {text:?}: {why}");
+    if text.starts_with('+') {
+        return Err(error("invalid syntax"));
+    }
+    u64::from_str_radix(text, 16).map_err(|e| match e.kind() {
+        std::num::IntErrorKind::PosOverflow => error("value out of range"),
+        _ => error("invalid syntax"),
+    })
+}
+
 /// Reads the number of a flag: decimal, or with the prefix `0x`, `0o`, `0b` or `0`.
 pub(crate) fn parse_flag_int(text: &str) -> Result<i64, String> {
     let (sign, digits) = match text.strip_prefix('-') {
@@ -148,6 +160,11 @@ mod tests {
     #[test]
     fn numbers_fail_with_go_words() {
         assert_eq!(parse_int("ff", 16), Ok(255));
+        assert_eq!(parse_id("ced000fda4d05edf"), Ok(0xced0_00fd_a4d0_5edf));
+        assert_eq!(
+            parse_id("-1").unwrap_err(),
+            "strconv.ParseUint: parsing \"-1\": invalid syntax"
+        );
         assert_eq!(
             parse_int("zz", 16).unwrap_err(),
             r#"strconv.ParseInt: parsing "zz": invalid syntax"#

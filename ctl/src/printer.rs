@@ -11,8 +11,9 @@ mod table;
 
 use kv_proto::etcdserverpb::{
     AlarmResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
-    LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, MemberListResponse,
-    PutResponse, RangeResponse, StatusResponse, TxnResponse, WatchResponse,
+    LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, MemberAddResponse,
+    MemberListResponse, MemberPromoteResponse, MemberRemoveResponse, MemberUpdateResponse,
+    MoveLeaderResponse, PutResponse, RangeResponse, StatusResponse, TxnResponse, WatchResponse,
 };
 
 use crate::exit::{Exit, Failure, Result};
@@ -51,6 +52,33 @@ pub(crate) enum Answer<'a> {
     KeepAlive(&'a LeaseKeepAliveResponse),
     /// `member list`.
     Members(&'a MemberListResponse),
+    /// `member add`; `name` and `peer_urls` are those of the command line.
+    MemberAdd {
+        name: &'a str,
+        peer_urls: &'a str,
+        response: &'a MemberAddResponse,
+    },
+    /// `member remove` of a member.
+    MemberRemove {
+        id: u64,
+        response: &'a MemberRemoveResponse,
+    },
+    /// `member update` of a member.
+    MemberUpdate {
+        id: u64,
+        response: &'a MemberUpdateResponse,
+    },
+    /// `member promote` of a member.
+    MemberPromote {
+        id: u64,
+        response: &'a MemberPromoteResponse,
+    },
+    /// `move-leader` from one member to another.
+    MoveLeader {
+        from: u64,
+        to: u64,
+        response: &'a MoveLeaderResponse,
+    },
     /// `endpoint health`.
     Health(&'a [Health]),
     /// `endpoint status`: endpoints with their answers.
@@ -125,7 +153,7 @@ impl Form {
     pub(crate) fn print(self, answer: &Answer<'_>, hex: bool) -> Result<Printed> {
         let out = match self {
             Form::Simple => return Ok(simple::print(answer, hex)),
-            Form::Fields => Some(fields::print(answer, hex).into_bytes()),
+            Form::Fields => fields::print(answer, hex).map(String::into_bytes),
             Form::Json => Some(json::print(answer, hex).into_bytes()),
             Form::Protobuf => protobuf::print(answer),
             Form::Table => table::print(answer).map(String::into_bytes),

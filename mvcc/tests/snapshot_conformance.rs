@@ -533,7 +533,7 @@ fn watchers_go_on_from_where_they_were(place: &Place) {
         }
     }
     let (live, behind, ahead) = (watch(&store, 0), watch(&store, 5), watch(&store, 16));
-    assert_eq!(revisions(&taken(&live)), []);
+    assert!(revisions(&taken(&live)).is_empty());
     put(&origin, 11, "key", "11");
     put(&store, 11, "key", "11");
     for index in 12..=20 {
@@ -564,7 +564,7 @@ fn watcher_of_compacted_revisions_is_canceled(place: &Place) {
     let canceled = outputs.last().unwrap();
     assert!(canceled.canceled);
     assert_eq!(canceled.compact_revision, 15);
-    assert_eq!(revisions(&outputs), []);
+    assert!(revisions(&outputs).is_empty());
 }
 
 /// The stream is a format: members of later versions must read it.

@@ -57,7 +57,7 @@ pub(crate) async fn identify(
         store_format: STORE_FORMAT,
         cluster_id,
         member_id,
-        incarnation: rand::random(),
+        incarnation: new_incarnation(),
     };
     folder.write_meta(&meta)?;
     Ok(Bootstrap {
@@ -92,6 +92,15 @@ pub(crate) async fn begin_again(
         }
         Err(error) => Err(error),
     }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "made once for a folder that never had one; nothing replays from it"
+)]
+fn new_incarnation() -> u64 {
+    // 0 stands for none.
+    rand::random_range(1..=u64::MAX)
 }
 
 fn identity(meta: &Meta) -> kv_wal::Identity {

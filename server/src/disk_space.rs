@@ -4,6 +4,8 @@
 //! raised takes what is buffered and in flight, and then reads, deletes, compaction and defragmentation:
 //! - NOSPACE is raised when the log cannot prepare its next segment, when the reserve is not whole, or when the
 //!   database has less than [`SHORT_BYTES`] to grow into, free pages of its own files included.
+//! - Between two looks at the disk no more data is accepted than a part of the room that was seen ([`Allowance`]), so
+//!   that a look which comes late is not too late.
 //! - The reserve is given back bit by bit, so that [`KEPT_FREE_BYTES`] stay free: less than a log segment, whose
 //!   preparation is tried again all the while and must not take what the database needs.
 //! - The reserve is made whole again when that leaves [`SHORT_BYTES`]. The alarm stays until it is disarmed, as etcd's
@@ -14,10 +16,12 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kv_proto::etcdserverpb::AlarmType;
 use kv_wal::Wal;
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::data_dir::{DataDir, RESERVE_BYTES};
@@ -29,6 +33,48 @@ const PERIOD: Duration = Duration::from_millis(100);
 pub(crate) const SHORT_BYTES: u64 = 64 << 20;
 /// The reserve is given back as long as less than this is free.
 const KEPT_FREE_BYTES: u64 = 24 << 20;
+
+/// Requests may bring this part of the room between two looks: log, engine and their overhead need the rest.
+const ROOM_PART: u64 = 4;
+
+/// What requests may still bring before the next look at the disk.
+pub(crate) struct Allowance {
+    bytes: AtomicU64,
+    looked: Notify,
+}
+
+impl Allowance {
+    /// Enough for any request until the first look, which comes at once.
+    pub(crate) fn new() -> Allowance {
+        Allowance {
+            bytes: AtomicU64::new(SHORT_BYTES / ROOM_PART),
+            looked: Notify::new(),
+        }
+    }
+
+    /// Takes `bytes`, after the next look if they are more than is left.
+    pub(crate) async fn take(&self, bytes: u64) {
+        loop {
+            let looked = self.looked.notified();
+            let taken = self
+                .bytes
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                    left.checked_sub(bytes)
+                });
+            if taken.is_ok() {
+                return;
+            }
+            looked.await;
+        }
+    }
+
+    fn renew(&self, room: u64) {
+        // A single request is always let through: the alarm says when there is no room for it.
+        let part = (room / ROOM_PART).max(SHORT_BYTES / ROOM_PART);
+        self.bytes.store(part, Ordering::Relaxed);
+        self.looked.notify_waiters();
+    }
+}
 
 /// Readies the folder before anything in it is opened: makes the reserve whole, or gives of it on a full disk.
 pub(crate) fn prepare(folder: &DataDir) {
@@ -55,7 +101,7 @@ pub(crate) async fn run(member: Arc<Member>, folder: Arc<DataDir>, wal: Wal) {
         }
         let (seen, files, log) = (member.clone(), folder.clone(), wal.clone());
         let look = move || shortage(&seen, &files, &log);
-        let Ok(shortage) = tokio::task::spawn_blocking(look).await else {
+        let Ok((room, shortage)) = tokio::task::spawn_blocking(look).await else {
             return;
         };
         let is_short = shortage.is_some();
@@ -70,23 +116,28 @@ pub(crate) async fn run(member: Arc<Member>, folder: Arc<DataDir>, wal: Wal) {
             tracing::info!("the disk has room again; a NOSPACE alarm can be disarmed");
         }
         was_short = is_short;
+        member.disk_allowance.renew(room);
     }
 }
 
-/// Why the member must take no more data.
-fn shortage(member: &Member, folder: &DataDir, wal: &Wal) -> Option<String> {
+/// The bytes the database may grow by, and why the member must take no more data.
+fn shortage(member: &Member, folder: &DataDir, wal: &Wal) -> (u64, Option<String>) {
     let free = match balance(folder) {
         Ok(free) => free,
-        Err(error) => return Some(format!("the reserve: {error}")),
+        Err(error) => return (0, Some(format!("the reserve: {error}"))),
     };
+    let size = member.store.backend().size();
+    let room = free + size.on_disk.saturating_sub(size.in_use);
+    (room, cause_of_shortage(room, folder, wal))
+}
+
+fn cause_of_shortage(room: u64, folder: &DataDir, wal: &Wal) -> Option<String> {
     if let Some(error) = wal.preparation_error() {
         return Some(error.to_string());
     }
     if !folder.has_reserve() {
         return Some("the recovery reserve is in use".to_owned());
     }
-    let size = member.store.backend().size();
-    let room = free + size.on_disk.saturating_sub(size.in_use);
     (room < SHORT_BYTES).then(|| format!("the database has {room} bytes to grow into"))
 }
 

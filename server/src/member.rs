@@ -9,12 +9,14 @@ use kv_proto::etcdserverpb::alarm_request::AlarmAction;
 use kv_proto::etcdserverpb::{AlarmRequest, AlarmType, ResponseHeader};
 use kv_raft::{Node, Role};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
 use crate::apply::Response;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::disk_space::Allowance;
 use crate::metrics::Metrics;
 use crate::peer::Transport;
 use crate::propose::Proposer;
@@ -48,6 +50,7 @@ pub(crate) struct Member {
     pub(crate) stopping: CancellationToken,
     /// Origin of lease times.
     pub(crate) started: Instant,
+    pub(crate) disk_allowance: Allowance,
     blocking_reads: Semaphore,
 }
 
@@ -97,6 +100,7 @@ impl Member {
             reconfiguring: tokio::sync::Mutex::default(),
             stopping,
             started,
+            disk_allowance: Allowance::new(),
             blocking_reads,
         })
     }
@@ -143,9 +147,16 @@ impl Member {
 
     /// Proposes `body` after the quota check and returns what applying it answered.
     pub(crate) async fn propose(&self, body: Body) -> Result<Response> {
-        if self.is_over_quota(quota::cost(&body)) {
+        let cost = quota::cost(&body);
+        if self.is_over_quota(cost) {
             self.raise(AlarmType::Nospace).await;
             return Err(Error::NoSpace);
+        }
+        if cost > 0 {
+            let look = self.disk_allowance.take(cost);
+            timeout(self.config.request_timeout(), look)
+                .await
+                .map_err(|_| Error::TooManyRequests)?;
         }
         self.proposer.propose(body).await
     }

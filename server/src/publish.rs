@@ -28,11 +28,12 @@ pub(crate) async fn publish(member: Arc<Member>, incarnation: u64, published: on
     loop {
         let body = Body::MemberPublish(request.clone());
         let proposed = tokio::select! {
-            proposed = member.proposer.propose(body) => proposed,
+            proposed = member.proposer.propose(body) => proposed.map(drop),
+            () = in_table(&member, &request) => Ok(()),
             () = member.stopping.cancelled() => return,
         };
         match proposed {
-            Ok(_) => break,
+            Ok(()) => break,
             // Publishing twice is the same as once.
             Err(error) => {
                 tracing::warn!(%error, "could not publish this member to its cluster yet");
@@ -43,6 +44,22 @@ pub(crate) async fn publish(member: Arc<Member>, incarnation: u64, published: on
     tracing::info!(name = request.name, "published this member to its cluster");
     // Nobody waits any more if it took long.
     let _ = published.send(());
+}
+
+/// Waits until entries were applied and the member table shows what is to be published.
+///
+/// A member that is being caught up may find its own entry in the snapshot: then nothing else answers the proposal.
+async fn in_table(member: &Member, published: &MemberPublish) {
+    let mut applied = member.node.watch_applied();
+    while applied.changed().await.is_ok() {
+        let shown = member.cluster.member(member.id);
+        if shown.is_some_and(|row| {
+            row.name == published.name && row.client_urls == published.client_urls
+        }) {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// While this member leads: names the first members and sets the cluster version. Runs until the member stops.

@@ -60,6 +60,8 @@ TMPDIR=$(mktemp -d)
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
 report=$TMPDIR/report.xml
+# grpc's fork handlers can wait for a thread of its own for ever when a test starts a server.
+export GRPC_ENABLE_FORK_SUPPORT=0
 timeout --kill-after=10 300 nice -n 5 .venv/bin/python -B -m pytest --quiet --durations=5 --basetemp="$TMPDIR/tests" --junitxml="$report" "$@"
 code=$?
 [ -f "$report" ] || fail_all "pytest made no report, exit code $code"

@@ -97,8 +97,8 @@ impl Cluster {
 
     /// `name=url` of every place, for `--initial-cluster`.
     pub fn initial_cluster(&self) -> String {
-        let parts = self.places.iter().enumerate();
-        let parts = parts.filter(|(_, place)| place.is_listed);
+        let listed = self.places.iter().enumerate();
+        let parts = listed.filter(|(_, place)| place.is_listed);
         let parts: Vec<String> = parts
             .map(|(n, place)| format!("{}={}", place.name, self.peer_url(n)))
             .collect();
@@ -291,7 +291,7 @@ impl Cluster {
         for n in self.running() {
             hashes.push(self.hash_kv(n, 0).await?);
         }
-        let first = hashes.first().context("a member runs")?.clone();
+        let first = *hashes.first().context("a member runs")?;
         for hash in &hashes {
             let of = |h: &HashKvResponse| (h.hash, h.compact_revision, h.hash_revision);
             if of(hash) != of(&first) {

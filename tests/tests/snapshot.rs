@@ -1,73 +1,117 @@
-//! Members whose entries are gone from the leader's log are caught up by a snapshot over the wire.
+//! Members that are behind what the log still has are caught up by a snapshot, whoever dies meanwhile.
 
 #![allow(clippy::unwrap_used)] // All of this is tests.
 
-use anyhow::{Result, ensure};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kv_proto::etcdserverpb::MemberAddRequest;
 use kv_proto::etcdserverpb::cluster_client::ClusterClient;
-use kv_proto::etcdserverpb::kv_client::KvClient;
-use kv_proto::etcdserverpb::{MemberAddRequest, PutRequest};
+use kv_proto::etcdserverpb::{CompactionRequest, PutRequest, kv_client::KvClient};
 use kv_tests::cluster::{Cluster, until};
+use tokio::task::JoinSet;
 
-/// A log that forgets quickly.
-const SHORT_LOG: [&str; 4] = ["--snapshot-count", "50", "--snapshot-catchup-entries", "10"];
-const RECEIVED: &str = "etcd_network_snapshot_receive_success";
+/// A short log: raft still purges a thousand entries at a time.
+const FLAGS: &[&str] = &[
+    "--snapshot-count",
+    "100",
+    "--snapshot-catchup-entries",
+    "10",
+];
+const ENTRIES: usize = 3000;
+const WRITERS: usize = 16;
 
-/// Entries of one filling; the log forgets about a thousand at a time.
-const ENTRIES: usize = 2500;
-/// Puts under way at the same time.
-const WRITERS: usize = 20;
-
-async fn fill(cluster: &Cluster, through: usize, what: &str) -> Result<()> {
-    let client = KvClient::new(cluster.channel(through).await?);
-    let mut writers = tokio::task::JoinSet::new();
+/// Puts `count` values of `bytes` through one member.
+async fn fill(cluster: &Cluster, n: usize, count: usize, bytes: usize) -> Result<()> {
+    let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
-        let (mut client, what) = (client.clone(), what.to_owned());
+        let mut kv = KvClient::new(cluster.channel(n).await?);
         writers.spawn(async move {
-            for n in (writer..ENTRIES).step_by(WRITERS) {
-                let request = PutRequest {
-                    key: format!("key-{}", n % 100).into(),
-                    value: what.repeat(20).into(),
+            for entry in (writer..count).step_by(WRITERS) {
+                let put = PutRequest {
+                    key: format!("key-{}", entry % 500).into(),
+                    value: vec![entry as u8; bytes].into(),
                     ..Default::default()
                 };
-                client.put(request).await?;
+                kv.put(put).await.unwrap();
             }
-            anyhow::Ok(())
         });
     }
-    while let Some(written) = writers.join_next().await {
-        written??;
-    }
+    writers.join_all().await;
     Ok(())
 }
 
+async fn received(cluster: &Cluster, n: usize) -> Result<f64> {
+    let received = cluster.metric(n, "etcd_network_snapshot_receive_success");
+    received.await
+}
+
 #[tokio::test]
-async fn member_that_was_away_for_long_is_caught_up_by_a_snapshot() -> Result<()> {
-    let mut cluster = Cluster::start(3, &SHORT_LOG);
+async fn a_member_behind_the_log_is_caught_up_while_clients_write() -> Result<()> {
+    let mut cluster = Cluster::start(3, FLAGS);
     let leader = cluster.leader().await?;
-    fill(&cluster, leader, "before").await?;
-    let away = (leader + 1) % 3;
-    cluster.kill(away);
-    fill(&cluster, leader, "while away").await?;
+    let lagging = (leader + 1) % 3;
+    cluster.put(lagging, "before", "1").await?;
+    let written = AtomicU64::new(0);
+    let mut rounds = 0;
+    // The leader drops entries when it next fails to reach the dead member, which may be after that is back.
+    while received(&cluster, lagging).await.unwrap_or(0.0) == 0.0 {
+        rounds += 1;
+        assert!(rounds <= 5, "entries alone caught it up, again and again");
+        cluster.kill(lagging);
+        fill(&cluster, leader, ENTRIES, 100).await?;
+        let compaction = CompactionRequest {
+            revision: rounds * ENTRIES as i64 / 2,
+            physical: true,
+        };
+        let mut kv = KvClient::new(cluster.channel(leader).await?);
+        kv.compact(compaction).await?;
+        let target = cluster.status(leader).await?.raft_applied_index;
 
-    cluster.start_member(away);
+        cluster.start_member(lagging);
+        let done = AtomicBool::new(false);
+        let write = async {
+            while !done.load(Ordering::Relaxed) {
+                cluster.put(leader, "meanwhile", "2").await?;
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+            anyhow::Ok(())
+        };
+        let catch_up = async {
+            let caught_up = until("the member to catch up", || async {
+                let applied = cluster.status(lagging).await?.raft_applied_index;
+                ensure!(applied >= target);
+                Ok(())
+            })
+            .await;
+            done.store(true, Ordering::Relaxed);
+            caught_up
+        };
+        let (wrote, caught_up) = tokio::join!(write, catch_up);
+        wrote?;
+        caught_up?;
+    }
 
-    let hash = cluster.converged().await?;
-    assert!(cluster.metric(away, RECEIVED).await? >= 1.0);
-    let value = cluster.get(away, "key-99", false).await?.unwrap();
-    assert!(value.starts_with("while away"), "{value}");
-    // What it received survives a crash of its own.
-    cluster.kill(away);
-    cluster.start_member(away);
-    assert_eq!(cluster.converged().await?.hash, hash.hash);
+    assert!(written.load(Ordering::Relaxed) > 0);
+    cluster.converged().await?;
+    let value = cluster.get(lagging, "meanwhile", true).await?;
+    assert_eq!(value.as_deref(), Some("2"));
+    // What it received is what it comes back with.
+    cluster.kill(lagging);
+    cluster.start_member(lagging);
+    cluster.leader().await?;
+    cluster.put(lagging, "after", "3").await?;
+    cluster.converged().await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn new_member_of_an_old_cluster_is_caught_up_by_a_snapshot() -> Result<()> {
-    let mut cluster = Cluster::start(1, &SHORT_LOG);
+async fn a_new_member_is_caught_up_by_a_snapshot() -> Result<()> {
+    let mut cluster = Cluster::start(1, FLAGS);
     cluster.leader().await?;
-    fill(&cluster, 0, "old").await?;
-    let new = cluster.add_place(&SHORT_LOG);
+    fill(&cluster, 0, ENTRIES, 100).await?;
+    let new = cluster.add_place(FLAGS);
     let request = MemberAddRequest {
         peer_ur_ls: vec![cluster.peer_url(new)],
         is_learner: false,
@@ -77,13 +121,40 @@ async fn new_member_of_an_old_cluster_is_caught_up_by_a_snapshot() -> Result<()>
 
     cluster.start_member_with(new, &["--initial-cluster-state", "existing"]);
 
-    until("the new member to have a vote", || async {
-        ensure!(!cluster.status(new).await?.is_learner, "it has none");
-        Ok(())
-    })
-    .await?;
-    assert!(cluster.metric(new, RECEIVED).await? >= 1.0);
-    assert_eq!(cluster.members(new).await?, cluster.members(0).await?);
+    cluster.put(new, "through the new one", "1").await?;
+    assert!(received(&cluster, new).await? > 0.0);
     cluster.converged().await?;
+    let members = cluster.members(new).await?;
+    assert_eq!(members.len(), 2);
+    assert_eq!(members, cluster.members(0).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_member_killed_while_it_is_caught_up_is_caught_up_in_the_end() -> Result<()> {
+    const ROUNDS: u64 = 6;
+    let mut cluster = Cluster::start(3, FLAGS);
+    let leader = cluster.leader().await?;
+    let lagging = (leader + 1) % 3;
+    cluster.kill(lagging);
+    // Large enough that the kills fall into the transfer and the install.
+    fill(&cluster, leader, ENTRIES, 10_000).await?;
+
+    for round in 0..ROUNDS {
+        cluster.start_member(lagging);
+        tokio::time::sleep(Duration::from_millis(150 + 130 * round)).await;
+        cluster.kill(lagging);
+        cluster.put(leader, "round", &round.to_string()).await?;
+    }
+    cluster.start_member(lagging);
+
+    cluster.leader().await?;
+    let value = cluster.get(lagging, "round", false).await?;
+    assert_eq!(value.context("it was put")?, (ROUNDS - 1).to_string());
+    cluster.converged().await?;
+    let left = std::fs::read_dir(cluster.data_dir(lagging).join("member/snap"))?;
+    assert_eq!(left.count(), 0, "nothing half received is left");
+    let generations = std::fs::read_dir(cluster.data_dir(lagging).join("member/db"))?;
+    assert_eq!(generations.count(), 1);
     Ok(())
 }

@@ -13,8 +13,8 @@ use kv_proto::{
 use super::Answer;
 use crate::quote::quote;
 
-/// Renders any answer; `hex` writes ids as hexadecimal.
-pub(super) fn print(answer: &Answer<'_>, hex: bool) -> String {
+/// Renders an answer that has this form; `hex` writes ids as hexadecimal.
+pub(super) fn print(answer: &Answer<'_>, hex: bool) -> Option<String> {
     let mut to = Fields {
         out: String::new(),
         hex,
@@ -55,6 +55,11 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> String {
             to.field("TTL", r.ttl);
         }
         Answer::Members(response) => to.members(response),
+        Answer::MemberAdd { .. }
+        | Answer::MemberRemove { .. }
+        | Answer::MemberUpdate { .. }
+        | Answer::MemberPromote { .. }
+        | Answer::MoveLeader { .. } => return None,
         Answer::Health(all) => {
             for h in *all {
                 to.field("Endpoint", quote(h.endpoint.as_bytes()));
@@ -85,7 +90,7 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> String {
             }
         }
     }
-    to.out
+    Some(to.out)
 }
 
 struct Fields {

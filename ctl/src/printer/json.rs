@@ -8,8 +8,8 @@ use std::fmt::{Display, Write};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kv_proto::{
     etcdserverpb::{
-        DeleteRangeResponse, MemberListResponse, PutResponse, RangeResponse, ResponseHeader,
-        StatusResponse, TxnResponse, WatchResponse, response_op::Response,
+        DeleteRangeResponse, Member, MemberListResponse, PutResponse, RangeResponse,
+        ResponseHeader, StatusResponse, TxnResponse, WatchResponse, response_op::Response,
     },
     mvccpb::KeyValue,
 };
@@ -64,6 +64,15 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> String {
         }),
         Answer::Members(response) if hex => object(|o| members_in_hex(o, response)),
         Answer::Members(response) => object(|o| members(o, response)),
+        Answer::MemberAdd { response: r, .. } => object(|o| {
+            header(o, &r.header);
+            o.some("member", r.member.as_ref().map(member));
+            o.list("members", &r.members, member);
+        }),
+        Answer::MemberRemove { response: r, .. } => members_after(&r.header, &r.members),
+        Answer::MemberUpdate { response: r, .. } => members_after(&r.header, &r.members),
+        Answer::MemberPromote { response: r, .. } => members_after(&r.header, &r.members),
+        Answer::MoveLeader { response: r, .. } => object(|o| header(o, &r.header)),
         Answer::Health(all) => list_or_null(all.iter().map(|h| object(|o| health(o, h)))),
         Answer::Status(all) => list_or_null(all.iter().map(|(endpoint, r)| {
             object(|o| {
@@ -183,12 +192,22 @@ fn watch(o: &mut Object, response: &WatchResponse) {
 
 fn members(o: &mut Object, response: &MemberListResponse) {
     header(o, &response.header);
-    o.list("members", &response.members, |member| {
-        object(|o| {
-            o.number("ID", member.id);
-            member_fields(o, member);
-        })
-    });
+    o.list("members", &response.members, member);
+}
+
+/// The answer to a change of the members.
+fn members_after(of: &Option<ResponseHeader>, members: &[Member]) -> String {
+    object(|o| {
+        header(o, of);
+        o.list("members", members, member);
+    })
+}
+
+fn member(member: &Member) -> String {
+    object(|o| {
+        o.number("ID", member.id);
+        member_fields(o, member);
+    })
 }
 
 fn members_in_hex(o: &mut Object, response: &MemberListResponse) {
@@ -211,7 +230,7 @@ fn members_in_hex(o: &mut Object, response: &MemberListResponse) {
     o.value("members", list(members));
 }
 
-fn member_fields(o: &mut Object, member: &kv_proto::etcdserverpb::Member) {
+fn member_fields(o: &mut Object, member: &Member) {
     o.text("name", &member.name);
     o.list("peerURLs", &member.peer_ur_ls, |url| quoted(url));
     o.list("clientURLs", &member.client_ur_ls, |url| quoted(url));

@@ -17,6 +17,11 @@ pub(super) fn print(answer: &Answer<'_>) -> Option<Vec<u8>> {
         Answer::Del(response) => response.encode_to_vec(),
         Answer::Txn(response) => response.encode_to_vec(),
         Answer::Members(response) => response.encode_to_vec(),
+        Answer::MemberAdd { response, .. } => response.encode_to_vec(),
+        Answer::MemberRemove { response, .. } => response.encode_to_vec(),
+        Answer::MemberUpdate { response, .. } => response.encode_to_vec(),
+        Answer::MemberPromote { response, .. } => response.encode_to_vec(),
+        Answer::MoveLeader { response, .. } => response.encode_to_vec(),
         Answer::Alarms(response) => response.encode_to_vec(),
         Answer::Watch(response) => {
             let without = WatchResponse {

@@ -4,13 +4,14 @@ use std::io::Write;
 
 use kv_proto::{
     etcdserverpb::{
-        AlarmMember, DeleteRangeResponse, LeaseTimeToLiveResponse, PutResponse, RangeResponse,
-        TxnResponse, WatchResponse, response_op::Response,
+        AlarmMember, DeleteRangeResponse, LeaseTimeToLiveResponse, MemberAddResponse, PutResponse,
+        RangeResponse, TxnResponse, WatchResponse, response_op::Response,
     },
     mvccpb::KeyValue,
 };
 
 use super::{Answer, Printed, table};
+use crate::quote::quote;
 
 /// Renders any answer; unhealthy endpoints go to standard error.
 pub(super) fn print(answer: &Answer<'_>, hex: bool) -> Printed {
@@ -46,6 +47,32 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> Printed {
             r.id, r.ttl
         )),
         Answer::Members(response) => to.rows(&table::member_rows(response)),
+        Answer::MemberAdd {
+            name,
+            peer_urls,
+            response,
+        } => to.member_add(name, peer_urls, response),
+        Answer::MemberRemove { id, response } => {
+            let cluster = response.header.unwrap_or_default().cluster_id;
+            to.line(format!(
+                "Member {id:16x} removed from cluster {cluster:16x}"
+            ));
+        }
+        Answer::MemberUpdate { id, response } => {
+            let cluster = response.header.unwrap_or_default().cluster_id;
+            to.line(format!("Member {id:16x} updated in cluster {cluster:16x}"));
+        }
+        Answer::MemberPromote { id, response } => {
+            let cluster = response.header.unwrap_or_default().cluster_id;
+            to.line(format!("Member {id:16x} promoted in cluster {cluster:16x}"));
+        }
+        Answer::MoveLeader {
+            from, to: target, ..
+        } => {
+            to.line(format!(
+                "Leadership transferred from {from:x} to {target:x}"
+            ));
+        }
         Answer::Health(all) => to.health(all),
         Answer::Status(all) => to.rows(&table::status_rows(all)),
         Answer::HashKv(all) => to.rows(&table::hash_rows(all)),
@@ -148,6 +175,36 @@ impl Simple {
             text.extend_from_slice(b"])");
         }
         self.line(text);
+    }
+
+    /// What was added, and the settings to start it with.
+    fn member_add(&mut self, name: &str, peer_urls: &str, response: &MemberAddResponse) {
+        let cluster = response.header.unwrap_or_default().cluster_id;
+        let added = response.member.clone().unwrap_or_default();
+        let role = if added.is_learner { " as learner" } else { "" };
+        self.line(format!(
+            "Member {:16x} added{role} to cluster {cluster:16x}",
+            added.id
+        ));
+        let all = response.members.iter().flat_map(|member| {
+            let its_name = if member.id == added.id {
+                name
+            } else {
+                &member.name
+            };
+            member
+                .peer_ur_ls
+                .iter()
+                .map(move |url| format!("{its_name}={url}"))
+        });
+        let all = all.collect::<Vec<_>>().join(",");
+        let setting =
+            |variable: &str, value: &str| format!("{variable}={}", quote(value.as_bytes()));
+        self.line("");
+        self.line(setting("ETCD_NAME", name));
+        self.line(setting("ETCD_INITIAL_CLUSTER", &all));
+        self.line(setting("ETCD_INITIAL_ADVERTISE_PEER_URLS", peer_urls));
+        self.line(setting("ETCD_INITIAL_CLUSTER_STATE", "existing"));
     }
 
     fn rows(&mut self, rows: &[Vec<String>]) {

@@ -306,7 +306,12 @@ fn remove_others(member_dir: &Path, current: Option<Current>) -> Result<()> {
             ));
         }
         info!(dir = %path.display(), "removing a generation that is not the live one");
-        fs::remove_dir_all(&path).map_err(|error| io_error(&path, &error))?;
+        match fs::remove_dir_all(&path) {
+            Ok(()) => {}
+            // The last reader of a handle that was just dropped is removing it too.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error(&path, &error)),
+        }
     }
     Ok(())
 }

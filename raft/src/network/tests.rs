@@ -230,6 +230,23 @@ async fn an_entry_of_a_cut_off_leader_is_refused_as_unknown_and_replaced() {
     cluster.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_down_is_tried_with_growing_pauses() {
+    let mut cluster = Cluster::start(|config| config).await;
+    let leader = cluster.leader().await;
+    cluster.stop_member(other_than(leader)).await;
+    let until = tokio::time::Instant::now() + Duration::from_secs(2);
+    let mut writes = 0;
+    while tokio::time::Instant::now() < until {
+        cluster.member(leader).put(format!("write {writes}")).await;
+        writes += 1;
+    }
+    // One heartbeat each 150 ms, and replication at most each 20 ms at first, then each 500 ms.
+    let attempts = cluster.links.appends_not_opened();
+    assert!((1..60).contains(&attempts), "{attempts} attempts in 2 s");
+    cluster.stop().await;
+}
+
 #[tokio::test]
 async fn a_cluster_of_one_reaches_nobody() {
     let refused = NoPeers

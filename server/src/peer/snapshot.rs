@@ -28,8 +28,10 @@ const CHUNKS_AHEAD: usize = 2;
 const CHUNK_BYTES_MAX: usize = 512 << 10;
 /// Silence of the sender after which a transfer is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Name of the one snapshot that is received at a time.
-const FILE: &str = "incoming.snap";
+/// What the names of incoming snapshots begin with. Each has a number of its own, since the writer of a transfer that was
+/// given up may still be busy when the next begins.
+const PREFIX: &str = "incoming-";
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// How far a transfer is.
 #[derive(Clone, Default)]
@@ -115,12 +117,12 @@ pub(super) struct Received {
 
 /// Removes what an earlier process left behind.
 pub(super) fn clear(dir: &Path) {
-    for name in [FILE, "incoming.snap.tmp"] {
-        match std::fs::remove_file(dir.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(file = name, %error, "cannot remove an old snapshot");
-            }
-            _ => {}
+    for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !file.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        if let Err(error) = std::fs::remove_file(file.path()) {
+            tracing::warn!(file = %file.path().display(), %error, "cannot remove an old snapshot");
         }
     }
 }
@@ -135,13 +137,33 @@ pub(super) async fn receive(
             "a snapshot begins with its header",
         ));
     };
-    let path = dir.join(FILE);
+    let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path = dir.join(format!("{PREFIX}{number}.snap"));
     let (chunks, incoming) = mpsc::channel(CHUNKS_AHEAD);
-    let written = tokio::task::spawn_blocking(move || write_file(path, incoming));
+    let writing = tokio::task::spawn_blocking(move || write_file(path, incoming));
+    let arrived = take_chunks(&mut messages, &chunks).await;
+    drop(chunks);
+    let written = writing
+        .await
+        .map_err(|error| Status::internal(error.to_string()))?;
+    let bytes = arrived?;
+    let file = written.map_err(|error| Status::internal(error.to_string()))?;
+    Ok(Received {
+        header,
+        bytes,
+        source: Box::new(file),
+    })
+}
+
+/// Hands the chunks to the writer, and `None` once all that was sent has arrived; returns how many bytes did.
+async fn take_chunks(
+    messages: &mut (impl Stream<Item = Result<SnapshotRequest, Status>> + Unpin),
+    chunks: &mpsc::Sender<Option<Bytes>>,
+) -> Result<u64, Status> {
     let mut crc = crc32fast::Hasher::new();
     let mut have = SnapshotEnd::default();
-    let end = loop {
-        match next(&mut messages).await? {
+    loop {
+        match next(messages).await? {
             Some(Part::Chunk(SnapshotChunk { data, crc: sum })) => {
                 if crc32fast::hash(&data) != sum {
                     return Err(Status::data_loss("a chunk's checksum does not match"));
@@ -150,36 +172,26 @@ pub(super) async fn receive(
                 have.bytes += data.len() as u64;
                 have.chunks += 1;
                 if chunks.send(Some(data)).await.is_err() {
-                    // The file cannot be written; the writer says why.
-                    break None;
+                    // The file cannot be written, and the writer says why.
+                    return Ok(have.bytes);
                 }
             }
-            Some(Part::End(end)) => break Some(end),
+            Some(Part::End(end)) => {
+                have.crc = crc.finalize();
+                if end != have {
+                    return Err(Status::data_loss(format!(
+                        "{have:?} arrived and {end:?} was sent"
+                    )));
+                }
+                // If this fails the writer has, and says why.
+                let _ = chunks.send(None).await;
+                return Ok(have.bytes);
+            }
             Some(Part::Header(_)) | None => {
                 return Err(Status::data_loss("the snapshot ended in its middle"));
             }
         }
-    };
-    have.crc = crc.finalize();
-    if let Some(end) = end {
-        if end != have {
-            return Err(Status::data_loss(format!(
-                "{have:?} arrived and {end:?} was sent"
-            )));
-        }
-        // A failure shows in the writer's result.
-        let _ = chunks.send(None).await;
     }
-    let file = match written.await {
-        Ok(Ok(file)) => file,
-        Ok(Err(error)) => return Err(Status::internal(error.to_string())),
-        Err(error) => return Err(Status::internal(error.to_string())),
-    };
-    Ok(Received {
-        header,
-        bytes: have.bytes,
-        source: Box::new(file),
-    })
 }
 
 async fn next(

@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::member::{Member, assert_names, refusal};
 
@@ -76,6 +77,36 @@ async fn damaged_redb_database_is_refused() {
         &text,
         &["damage", file.to_str().unwrap(), "replace this member"],
     );
+}
+
+/// Nobody asks for the value: the member finds out by itself, and takes no more writes.
+#[tokio::test]
+async fn damaged_value_is_found_in_the_background() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let member = Member::start(&data, &[]).await;
+    for n in 0..50 {
+        let value = format!("value-{n};");
+        member.put(&format!("key-{n}"), &value).await.unwrap();
+    }
+    member.stop();
+    let file = data.join("member/db/1/data.redb");
+    flip(&file, position(&file, b"value-20;").unwrap());
+
+    let member = Member::start(&data, &[]).await;
+
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let refused = loop {
+        // Some may be taken before the member knows.
+        if let Err(refused) = member.put("another", "value").await {
+            break refused;
+        }
+        assert!(Instant::now() < deadline, "nothing was found");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(refused.code(), tonic::Code::DataLoss, "{refused}");
+    assert_names(&member.log(), &["stored data is damaged", "checksum"]);
+    assert_eq!(member.get("key-21").await.as_deref(), Some("value-21;"));
 }
 
 /// sled takes a file that is not its own for an empty one; its newest acknowledged commit is known beside it.

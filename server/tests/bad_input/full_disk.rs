@@ -158,14 +158,17 @@ async fn alarms(member: &Member, action: AlarmAction) -> usize {
         action: AlarmAction::Get as i32,
         ..Default::default()
     };
-    let raised = maintenance.alarm(get).await.unwrap().into_inner().alarms;
+    let answer = maintenance.alarm(get).await;
+    let answer = answer.unwrap_or_else(|status| panic!("{status}: {}", member.log()));
+    let raised = answer.into_inner().alarms;
     if action != AlarmAction::Get {
         for alarm in &raised {
             let request = AlarmRequest {
                 member_id: alarm.member_id,
                 ..request
             };
-            maintenance.alarm(request).await.unwrap();
+            let answer = maintenance.alarm(request).await;
+            answer.unwrap_or_else(|status| panic!("{status}: {}", member.log()));
         }
     }
     raised.len()

@@ -385,10 +385,10 @@ impl Members {
             physical: true,
         };
         self.propose(leader, Body::Compaction(compaction)).await;
-        self.propose(leader, Body::Alarm(alarm.clone())).await;
+        self.propose(leader, Body::Alarm(alarm)).await;
         let cleared = AlarmRequest {
             action: AlarmAction::Deactivate as i32,
-            ..alarm.clone()
+            ..alarm
         };
         self.propose(leader, Body::Alarm(cleared)).await;
         let no_space = AlarmRequest {
