@@ -250,7 +250,7 @@ fn read_part(engine: EngineKind, view: &View, number: i64, from: i64, to: i64) -
 fn is_possible(revision: Revision, record: &IndexRecord<'_>) -> bool {
     u32::try_from(revision.sub).is_ok()
         && record.create_revision <= revision.main
-        && record.version <= revision.main
+        && record.version <= REVISION_MAX
 }
 
 /// The first and the last revision that `keyspace` holds.
