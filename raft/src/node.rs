@@ -305,6 +305,11 @@ impl Node {
         self.inner.status.clone()
     }
 
+    /// Resolves when the core has answered: true, or false if it has stopped. A core that hangs does neither.
+    pub async fn is_responsive(&self) -> bool {
+        self.inner.raft.with_raft_state(|_| ()).await.is_ok()
+    }
+
     /// Waits until this member has applied `index`; [`Error::Stopped`] if it never will.
     ///
     /// Each waiter wakes on every applied batch: for a few callers, not one per request.

@@ -59,7 +59,8 @@ async fn lead(member: &Member, question: Question) -> Result<Kind> {
         | Question::MemberRemove(_)
         | Question::MemberUpdate(_) => {
             reconfigure::lead(member, question).await?;
-            Ok(Kind::Changed(member.node.applied_index()))
+            // The applied index is published just after the result.
+            Ok(Kind::Changed(member.node.status().committed_index))
         }
         Question::LeaseRenew(renew) => lease::lead_renew(member, renew.id)
             .await

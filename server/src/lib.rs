@@ -35,7 +35,7 @@ pub mod tls;
 mod wait;
 
 pub use error::{Error, Result};
-pub use server::Server;
+pub use server::{Pulse, Server};
 
 /// A panic anywhere ends the process, logged: a wrong replica is worse than a stopped one. The engine's guarded
 /// open-and-scan thread is excepted; it turns a panic into an error.

@@ -30,8 +30,9 @@ use crate::config::{Config, LogFormat, LogLevel};
 const QUIET_LIBRARIES: [&str; 5] = ["openraft", "h2", "hyper", "rustls", "sled"];
 
 /// Modules of openraft that warn of every message which a dead member does not get, ten times a second; the transport
-/// says once that a member is lost.
-const REPETITIVE: [&str; 3] = [
+/// says once that a member is lost. Or of every vote that is refused or comes late.
+const REPETITIVE: [&str; 4] = [
+    "openraft::core::raft_core",
     "openraft::core::heartbeat",
     "openraft::replication",
     "openraft::engine::handler::replication_handler",

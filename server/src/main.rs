@@ -1,5 +1,7 @@
 //! `kvd`: one member of a cluster.
 
+mod watchdog;
+
 use std::process::ExitCode;
 
 use kv_server::config::{self, Invocation};
@@ -37,6 +39,12 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Ends a member that does not serve yet: it has promised nothing that is not on its disk.
+fn stop_at_start() -> ! {
+    tracing::info!("stopped before the member was ready");
+    std::process::exit(0)
+}
+
 /// Serves until SIGTERM or SIGINT.
 fn run(config: config::Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -45,9 +53,15 @@ fn run(config: config::Config) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let server = Server::start(config).await?;
+        // A member may wait long for the others of its cluster, and must not be deaf meanwhile.
+        let server = tokio::select! {
+            server = Server::start(config) => server?,
+            _ = terminate.recv() => stop_at_start(),
+            _ = interrupt.recv() => stop_at_start(),
+        };
         // Not run by systemd: nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        let watchdog = tokio::spawn(watchdog::run(server.pulse()));
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -58,6 +72,7 @@ fn run(config: config::Config) -> anyhow::Result<()> {
                 eprintln!("kvd: {REMOVED}");
             }
         }
+        watchdog.abort();
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         server.stop().await
     })

@@ -46,6 +46,17 @@ const SLOW_FSYNC: Duration = Duration::from_secs(1);
 /// How long a removed member lives on.
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
 
+/// Tells whether a member lives.
+#[derive(Clone)]
+pub struct Pulse(Node);
+
+impl Pulse {
+    /// Resolves when the core of raft has answered: true, or false if it never will again.
+    pub async fn beats(&self) -> bool {
+        self.0.is_responsive().await
+    }
+}
+
 /// A member that serves.
 pub struct Server {
     member: Arc<Member>,
@@ -296,6 +307,11 @@ impl Server {
         self.removed.cancelled().await;
         // Others may still need this member's last entries, as the one who led. Source: etcd waits as long.
         tokio::time::sleep(REMOVED_GRACE).await;
+    }
+
+    /// What tells whether the member lives.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.member.node.clone())
     }
 
     /// Stops in order; what was acknowledged is on disk before this returns.

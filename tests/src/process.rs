@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use tonic::transport::{Channel, Endpoint};
 
+/// What a member without others says about where it is; nobody calls it there.
+const ALONE_PEER_URL: &str = "http://127.0.0.1:2380";
 /// A member has this long to begin to serve.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -165,6 +167,13 @@ pub fn kvd_binary() -> PathBuf {
 fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions) -> Child {
     let client = format!("http://127.0.0.1:{client_port}");
     let peer = format!("{}://127.0.0.1:{peer_port}", options.peer_scheme);
+    // Ids follow from what is advertised: a member alone keeps its own whatever port was free.
+    let is_alone = !options.args.iter().any(|arg| arg == "--initial-cluster");
+    let advertised = if is_alone {
+        ALONE_PEER_URL.to_owned()
+    } else {
+        peer.clone()
+    };
     let mut command = match options.wrapper.split_first() {
         Some((program, args)) => {
             let mut command = Command::new(program);
@@ -186,25 +195,27 @@ fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions
             "--listen-peer-urls",
             &peer,
             "--initial-advertise-peer-urls",
-            &peer,
+            &advertised,
         ])
         .args(["--log-level", "warn"])
         .args(&options.args)
         .envs(options.env.iter().cloned())
         .stdin(Stdio::null());
-    if !options.args.iter().any(|arg| arg == "--initial-cluster") {
-        command.args(["--initial-cluster", &format!("default={peer}")]);
+    if is_alone {
+        command.args(["--initial-cluster", &format!("default={advertised}")]);
     }
     command.spawn().expect("kvd can be started")
 }
 
 /// A port nobody listens on now, and that this process gives out once only.
+///
+/// It is below those that the kernel gives to outgoing connections, so that none takes it while its member is down.
 pub fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-        let port = listener.local_addr().expect("a bound socket").port();
-        if GIVEN.lock().expect("no test panics with it").insert(port) {
+        let port = rand::random_range(10_000..32_000);
+        let is_free = TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if is_free && GIVEN.lock().expect("no test panics with it").insert(port) {
             return port;
         }
     }

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_proto::etcdserverpb::kv_client::KvClient;
@@ -167,7 +168,16 @@ pub(crate) fn assert_names(text: &str, parts: &[&str]) {
     }
 }
 
+/// An address nobody listens on now; each is given out once, and the kernel gives none to outgoing connections.
 pub(crate) fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let step = GIVEN.fetch_add(1, Ordering::Relaxed);
+        // Processes that run at the same time begin far from each other.
+        let port = 10_000 + (std::process::id().wrapping_mul(97).wrapping_add(step)) % 22_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], port as u16));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
