@@ -136,6 +136,13 @@ impl Server {
                 config.data_dir.display()
             );
         }
+        if config.force_new_cluster && cluster.members().len() > 1 {
+            bail!(
+                "--force-new-cluster cannot make a cluster of one out of this member of {} yet: \
+                 remove the flag, or restore a snapshot into a new cluster",
+                cluster.members().len()
+            );
+        }
         let first_voters = prepare_members(beginning, &cluster, &backend).await?;
         let wait = Wait::new(clock::wall_ms());
         let removed = CancellationToken::new();

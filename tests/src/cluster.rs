@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::link::Link;
 use crate::process::{Kvd, KvdOptions, free_port};
 
 /// How long anything that a test waits for may take.
@@ -30,7 +31,10 @@ pub struct Place {
     pub name: String,
     data_dir: PathBuf,
     client_port: u16,
+    /// Where other members dial.
     peer_port: u16,
+    /// Where it listens for them; another port if a link is between.
+    peer_listen_port: u16,
     flags: Vec<String>,
     /// Whether those that start are told of it.
     is_listed: bool,
@@ -78,16 +82,25 @@ impl Cluster {
     pub fn add_place(&mut self, flags: &[&str]) -> usize {
         let n = self.places.len();
         let name = format!("m{n}");
+        let peer_port = free_port();
         self.places.push(Place {
             data_dir: self.folder.path().join(&name),
             name,
             client_port: free_port(),
-            peer_port: free_port(),
+            peer_port,
+            peer_listen_port: peer_port,
             flags: flags.iter().map(ToString::to_string).collect(),
             is_listed: true,
         });
         self.running.push(None);
         n
+    }
+
+    /// Puts a link in front of a place that was not started yet: others reach its member through it.
+    pub async fn put_link(&mut self, n: usize) -> Result<Link> {
+        let place = &mut self.places[n];
+        place.peer_listen_port = free_port();
+        Ok(Link::open(place.peer_port, place.peer_listen_port).await?)
     }
 
     /// Leaves a member that was removed out of what those that join are told.
@@ -139,9 +152,15 @@ impl Cluster {
         let options = KvdOptions {
             args,
             peer_scheme: self.peer_scheme.to_owned(),
+            advertised_peer_port: Some(place.peer_port),
             ..KvdOptions::default()
         };
-        let kvd = Kvd::start_on(&place.data_dir, place.client_port, place.peer_port, options);
+        let kvd = Kvd::start_on(
+            &place.data_dir,
+            place.client_port,
+            place.peer_listen_port,
+            options,
+        );
         self.running[n] = Some(kvd);
     }
 
@@ -175,6 +194,16 @@ impl Cluster {
     /// The process id of a member that runs.
     pub fn pid(&self, n: usize) -> u32 {
         self.running[n].as_ref().expect("the member runs").pid()
+    }
+
+    /// Sends a signal to a member that runs, by its name without "SIG".
+    pub fn signal(&self, n: usize, name: &str) -> Result<()> {
+        let pid = self.pid(n).to_string();
+        let sent = std::process::Command::new("kill")
+            .args([&format!("-{name}"), &pid])
+            .status()?;
+        ensure!(sent.success(), "kill -{name} {pid} failed");
+        Ok(())
     }
 
     /// Numbers of the members that run.

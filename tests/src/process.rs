@@ -19,6 +19,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 pub struct KvdOptions {
     /// Scheme of the peer URLs.
     pub peer_scheme: String,
+    /// Port of the advertised peer URL. `None`: the one it listens on.
+    pub advertised_peer_port: Option<u16>,
     /// Further flags.
     pub args: Vec<String>,
     /// Further environment variables.
@@ -31,6 +33,7 @@ impl Default for KvdOptions {
     fn default() -> KvdOptions {
         KvdOptions {
             peer_scheme: "http".into(),
+            advertised_peer_port: None,
             args: Vec::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
@@ -169,10 +172,10 @@ fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions
     let peer = format!("{}://127.0.0.1:{peer_port}", options.peer_scheme);
     // Ids follow from what is advertised: a member alone keeps its own whatever port was free.
     let is_alone = !options.args.iter().any(|arg| arg == "--initial-cluster");
-    let advertised = if is_alone {
-        ALONE_PEER_URL.to_owned()
-    } else {
-        peer.clone()
+    let advertised = match options.advertised_peer_port {
+        Some(port) => format!("{}://127.0.0.1:{port}", options.peer_scheme),
+        None if is_alone => ALONE_PEER_URL.to_owned(),
+        None => peer.clone(),
     };
     let mut command = match options.wrapper.split_first() {
         Some((program, args)) => {

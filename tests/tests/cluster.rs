@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // All of this is tests.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use kv_tests::cluster::{Cluster, until};
@@ -103,5 +103,70 @@ async fn wiped_member_of_a_running_cluster_is_refused() -> Result<()> {
     }
 
     cluster.put(0, "still", "served").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn member_of_three_is_not_forced_into_a_cluster_of_one() -> Result<()> {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.leader().await?;
+    cluster.kill(0);
+
+    cluster.start_member_with(0, &["--force-new-cluster"]);
+
+    assert_eq!(cluster.ended(0).await?.code(), Some(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn member_that_stood_still_follows_again() -> Result<()> {
+    let cluster = Cluster::start(3, &[]);
+    let leader = cluster.leader().await?;
+    let follower = (leader + 1) % 3;
+    cluster.signal(follower, "STOP")?;
+
+    put_for(LONG_SILENCE, &cluster, leader).await?;
+    cluster.signal(follower, "CONT")?;
+
+    cluster.leader().await?;
+    cluster.converged().await?;
+    Ok(())
+}
+
+/// Packets that are lost without a word leave connections behind that TCP would try ever more rarely.
+#[tokio::test]
+async fn member_behind_a_cut_link_follows_soon_after_it_heals() -> Result<()> {
+    let mut cluster = Cluster::start(0, &[]);
+    let mut links = Vec::new();
+    for n in 0..3 {
+        cluster.add_place(&[]);
+        links.push(cluster.put_link(n).await?);
+    }
+    for n in 0..3 {
+        cluster.start_member(n);
+    }
+    let leader = cluster.leader().await?;
+    let follower = (leader + 1) % 3;
+    links[follower].cut();
+    put_for(LONG_SILENCE, &cluster, leader).await?;
+
+    links[follower].heal();
+    let healed = Instant::now();
+
+    cluster.converged().await?;
+    let took = healed.elapsed();
+    println!("the member followed after {took:?}");
+    assert!(took < Duration::from_secs(10), "it took {took:?}");
+    Ok(())
+}
+
+/// Longer than a connection may go without an answer.
+const LONG_SILENCE: Duration = Duration::from_secs(4);
+
+async fn put_for(time: Duration, cluster: &Cluster, through: usize) -> Result<()> {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        cluster.put(through, "key", "value").await?;
+    }
     Ok(())
 }

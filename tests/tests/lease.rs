@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // All of this is tests.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -126,9 +125,9 @@ async fn a_leader_that_stood_still_ends_no_lease_that_lives() -> Result<()> {
     };
     renew_for(Duration::from_secs(1)).await;
 
-    signal(cluster.pid(stopped), "STOP")?;
+    cluster.signal(stopped, "STOP")?;
     renew_for(Duration::from_secs(6)).await;
-    signal(cluster.pid(stopped), "CONT")?;
+    cluster.signal(stopped, "CONT")?;
     let late = renew(&cluster, stopped, ID).await;
     renew_for(Duration::from_secs(3)).await;
 
@@ -217,13 +216,5 @@ async fn many_leases_that_end_at_once_hold_up_nobody() -> Result<()> {
     );
     assert!(entries <= leases as u64 / 100 + 50, "{entries} entries");
     assert!(slowest < Duration::from_secs(1), "a put took {slowest:?}");
-    Ok(())
-}
-
-fn signal(pid: u32, name: &str) -> Result<()> {
-    let sent = Command::new("kill")
-        .args([&format!("-{name}"), &pid.to_string()])
-        .status()?;
-    ensure!(sent.success(), "kill -{name} {pid} failed");
     Ok(())
 }

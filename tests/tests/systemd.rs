@@ -45,6 +45,8 @@ impl Notices {
     fn next(&self) -> String {
         let mut buffer = [0; 256];
         let len = self.0.recv(&mut buffer).expect("a notice in time");
-        String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned()
+        String::from_utf8_lossy(&buffer[..len])
+            .trim_end()
+            .to_owned()
     }
 }
