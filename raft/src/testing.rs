@@ -300,21 +300,30 @@ impl Member {
             .clone()
     }
 
-    /// Proposes `command` and waits until it is applied here.
+    /// Proposes `command` and waits until it is applied here. While nobody leads it waits, as the
+    /// owner of a node does.
     pub(crate) async fn put(&self, command: impl Into<Bytes>) {
         let command = command.into();
-        let refused = self.propose(vec![command.clone()]);
+        let give_up = tokio::time::Instant::now() + PATIENCE;
+        let mut refused = self.propose(vec![command.clone()]);
         let mut applied = self.node().watch_applied();
-        let done = async {
-            applied
-                .wait_for(|_| self.ledger.commands().contains(&command))
-                .await
-                .unwrap();
-        };
-        tokio::select! {
-            () = done => {}
-            Ok(error) = refused => panic!("{command:?} was refused: {error}"),
-            () = tokio::time::sleep(PATIENCE) => panic!("{command:?} was never applied"),
+        loop {
+            let done = applied.wait_for(|_| self.ledger.commands().contains(&command));
+            tokio::select! {
+                done = done => return drop(done.unwrap()),
+                Ok(error) = &mut refused => {
+                    let nobody = ProposeError::NotLeader { leader: None };
+                    assert_eq!(error, nobody, "{command:?} was refused");
+                    self.wait_status(|status| status.leader.is_some()).await;
+                    refused = self.propose(vec![command.clone()]);
+                }
+                () = tokio::time::sleep_until(give_up) => {
+                    let status = self.node().status();
+                    let progress = status.voters.iter().map(|id| self.node().peer_progress(*id));
+                    let progress: Vec<_> = progress.collect();
+                    panic!("{command:?} was never applied; {status:?}, {progress:?}");
+                }
+            }
         }
     }
 

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::Rpc;
 use crate::testing::{Cluster, Member, PATIENCE, fast_config, steady_config};
 use crate::wire;
+use crate::{Rpc, Status};
 
 fn as_started(config: crate::Config) -> crate::Config {
     config
@@ -47,11 +47,8 @@ async fn adding_an_absent_member_never_stops_a_cluster_of_one() {
         member.ledger.commands(),
         ["add 2", "still served", "served as well"]
     );
-    let status = member.node().status();
-    assert_eq!(
-        (&status.voters[..], &status.learners[..]),
-        (&[1][..], &[2][..])
-    );
+    let as_added = |status: &Status| status.voters[..] == [1] && status.learners[..] == [2];
+    member.wait_status(as_added).await;
     member.stop().await;
 }
 
@@ -74,8 +71,8 @@ async fn one_member_grows_to_three_and_each_change_is_one_entry() {
     for id in 1..=3 {
         cluster.caught_up(id, 1).await;
         assert_eq!(cluster.member(id).ledger.commands(), expected);
-        let voters = cluster.member(id).node().status().voters;
-        assert_eq!(&voters[..], [1, 2, 3]);
+        let all_vote = |status: &Status| status.voters[..] == [1, 2, 3];
+        cluster.member(id).wait_status(all_vote).await;
     }
     cluster.stop().await;
 }
@@ -121,7 +118,8 @@ async fn changes_at_the_same_time_come_one_after_the_other() {
         node.add_learner(13, explained("13")),
     );
     assert_eq!((first, second, third), (Ok(()), Ok(()), Ok(())));
-    assert_eq!(&node.status().learners[..], [11, 12, 13]);
+    let all_learn = |status: &Status| status.learners[..] == [11, 12, 13];
+    cluster.member(leader).wait_status(all_learn).await;
     let mut commands = cluster.member(leader).ledger.commands();
     commands.sort();
     assert_eq!(commands, ["11", "12", "13"]);
@@ -175,7 +173,8 @@ async fn a_leader_that_removes_itself_steps_down_and_another_leads() {
         }
     };
     cluster.member(new).put("after").await;
-    assert_eq!(cluster.member(new).node().status().voters[..], rest[..]);
+    let rest_votes = |status: &Status| status.voters[..] == rest[..];
+    cluster.member(new).wait_status(rest_votes).await;
     cluster
         .member(old)
         .wait_status(|status| status.role == Role::Learner)
@@ -184,7 +183,7 @@ async fn a_leader_that_removes_itself_steps_down_and_another_leads() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leadership_is_handed_over_without_a_refused_proposal() {
+async fn leadership_is_handed_over_without_a_lost_proposal() {
     let cluster = Cluster::start(as_started).await;
     let old = cluster.leader().await;
     let to = old % 3 + 1;
@@ -192,7 +191,7 @@ async fn leadership_is_handed_over_without_a_refused_proposal() {
     cluster.member(old).put("before").await;
     let moving = cluster.member(old).node().transfer_leader(to);
     let writing = async {
-        // Through every member while it happens; a put panics when it is refused.
+        // Through every member while it happens; a put panics when its outcome is unknown.
         for number in 0..60 {
             let via = [old, to, third][number % 3];
             cluster.member(via).put(format!("write {number}")).await;
