@@ -40,6 +40,8 @@ const READERS: usize = 2;
 /// Main revisions in a part, unless that makes more than [`PARTS_MAX`].
 const PART_REVISIONS: i64 = 64 << 10;
 const PARTS_MAX: i64 = 256;
+/// No store gets here by counting: a larger revision is damage.
+const REVISION_MAX: i64 = 1 << 62;
 
 /// The records of a part, sorted by key, then revision.
 struct Part {
@@ -90,6 +92,9 @@ pub(crate) fn recover(view: &View, engine: EngineKind, lessor: LessorOptions) ->
         leases: HashMap::new(),
     };
     if let Some((first, last)) = bounds {
+        if last.main > REVISION_MAX {
+            return Err(damage(engine, format!("there is a revision {last}")));
+        }
         loader.load(view, first.main, last.main)?;
     }
     let compacted = scheduled_compaction.max(finished_compaction).unwrap_or(-1);
@@ -213,7 +218,8 @@ fn read_part(engine: EngineKind, view: &View, number: i64, from: i64, to: i64) -
     let end = Revision::new(to.saturating_add(1), 0).key(Change::Put);
     view.scan(Keyspace::Index, &start, Some(&end), &mut |key, record| {
         let decoded = Revision::decode(key).and_then(|(revision, change)| {
-            Some((revision, change, IndexRecord::decode(change, record)?))
+            let record = IndexRecord::decode(change, record)?;
+            is_possible(revision, &record).then_some((revision, change, record))
         });
         match decoded {
             Some((revision, change, record)) => {
@@ -238,6 +244,13 @@ fn read_part(engine: EngineKind, view: &View, number: i64, from: i64, to: i64) -
     }
     records.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(a.revision.cmp(&b.revision)));
     Ok(Part { number, records })
+}
+
+/// Whether a store can have made `record` at `revision`: counts that it cannot have must not be counted on.
+fn is_possible(revision: Revision, record: &IndexRecord<'_>) -> bool {
+    u32::try_from(revision.sub).is_ok()
+        && record.create_revision <= revision.main
+        && record.version <= REVISION_MAX
 }
 
 /// The first and the last revision that `keyspace` holds.

@@ -601,3 +601,37 @@ fn stream_is_taken_in_pieces_of_any_size() {
         assert_equal(&other, &store);
     }
 }
+
+/// A stream may be whole and yet not describe a store: that is refused, or taken for what it says, and no panic.
+#[test]
+fn whole_stream_with_other_content_never_panics() {
+    let origin = origin();
+    grant(&origin, 1, LEASE);
+    put_leased(&origin, 2, "a", b"1", LEASE);
+    put(&origin, 3, "b", "2");
+    delete(&origin, 4, "a");
+    compact(&origin, 5, 3);
+    let stream = bytes(&origin);
+    let sum_at = stream.len() - 4;
+    let (mut refused, mut taken) = (0, 0);
+    for at in 0..sum_at {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut changed = stream.clone();
+            changed[at] ^= flip;
+            let sum = crc32fast::hash(&changed[..sum_at]);
+            changed[sum_at..].copy_from_slice(&sum.to_le_bytes());
+            let store = Place::new(EngineKind::Memory).open();
+            match install(&store, [Bytes::from(changed)]) {
+                Ok(()) => {
+                    taken += 1;
+                    // Whatever it says, it can be read, or says that it cannot.
+                    let _ = store.range(&all());
+                    let _ = store.hash_kv(0);
+                }
+                Err(Error::Damage { .. }) => refused += 1,
+                Err(error) => panic!("byte {at} with {flip:#x}: {error}"),
+            }
+        }
+    }
+    assert!(refused > taken, "{refused} refused, {taken} taken");
+}

@@ -172,11 +172,10 @@ fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions
     let peer = format!("{}://127.0.0.1:{peer_port}", options.peer_scheme);
     // Ids follow from what is advertised: a member alone keeps its own whatever port was free.
     let is_alone = !options.args.iter().any(|arg| arg == "--initial-cluster");
-    let advertised = if is_alone {
-        ALONE_PEER_URL.to_owned()
-    } else {
-        let port = options.advertised_peer_port.unwrap_or(peer_port);
-        format!("{}://127.0.0.1:{port}", options.peer_scheme)
+    let advertised = match options.advertised_peer_port {
+        Some(port) => format!("{}://127.0.0.1:{port}", options.peer_scheme),
+        None if is_alone => ALONE_PEER_URL.to_owned(),
+        None => peer.clone(),
     };
     let mut command = match options.wrapper.split_first() {
         Some((program, args)) => {

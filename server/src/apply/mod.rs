@@ -383,20 +383,7 @@ impl StateMachine for Applier {
                 .await
                 .map_err(io::Error::other)?
                 .map_err(io::Error::other)?;
-            let mut epochs = epochs.lock();
-            // Below the index of the start nothing is known, and nothing is ever asked again below `index`.
-            let Some(first) = epochs.range(..=index).next_back().map(|(&first, _)| first) else {
-                return Err(io::Error::other(format!(
-                    "no entry is known at the durable index {index}"
-                )));
-            };
-            *epochs = epochs.split_off(&first);
-            let (term, membership) = epochs[&first].clone();
-            Ok(Applied {
-                index,
-                term,
-                membership,
-            })
+            Ok(checkpointed(&mut epochs.lock(), index))
         })
     }
 
@@ -407,6 +394,29 @@ impl StateMachine for Applier {
     fn install(&mut self, applied: Applied, source: Box<dyn SnapshotSource>) -> InstallFuture<'_> {
         self.install_snapshot(applied, source)
     }
+}
+
+/// The entry up to which the log may go when `index` is durable; epochs before it are forgotten.
+fn checkpointed(epochs: &mut Epochs, index: u64) -> Applied {
+    let known = epochs.first_key_value().map_or(0, |(&first, _)| first);
+    let index = match index {
+        // No second commit stands behind the first one of this process yet.
+        0 => return Applied::default(),
+        // A snapshot was installed while the checkpoint ran: that is durable, and the log before it is of no use.
+        replaced if replaced < known => known,
+        index => index,
+    };
+    let (&first, (term, membership)) = epochs
+        .range(..=index)
+        .next_back()
+        .expect("the start and each install make an epoch, and none is asked for again below the last answer");
+    let applied = Applied {
+        index,
+        term: *term,
+        membership: membership.clone(),
+    };
+    *epochs = epochs.split_off(&first);
+    applied
 }
 
 fn put_meta(key: &'static [u8], value: Bytes) -> Op {

@@ -309,3 +309,23 @@ fn a_change_of_the_members_in_the_wrong_kind_of_entry_stops_the_member() {
     let refused = applier.apply(vec![membership_entry(1, Body::Put(put("k", "v")))]);
     assert!(refused.unwrap_err().to_string().contains("Put"));
 }
+
+#[test]
+fn a_checkpoint_names_what_is_durable_also_after_an_install() {
+    let epoch = |term: u64| (term, Bytes::from(format!("members of {term}")));
+    let at = |index, term: u64| Applied {
+        index,
+        term,
+        membership: Bytes::from(format!("members of {term}")),
+    };
+    let mut epochs = Epochs::from([(10, epoch(1)), (20, epoch(2)), (30, epoch(3))]);
+
+    assert_eq!(checkpointed(&mut epochs, 0), Applied::default());
+    assert_eq!(checkpointed(&mut epochs, 15), at(15, 1));
+    assert_eq!(checkpointed(&mut epochs, 25), at(25, 2));
+    assert_eq!(epochs.len(), 2, "what is before is forgotten");
+    // An install of entry 50 replaced the epochs while the database still said 25.
+    epochs = Epochs::from([(50, epoch(4))]);
+    assert_eq!(checkpointed(&mut epochs, 25), at(50, 4));
+    assert_eq!(checkpointed(&mut epochs, 50), at(50, 4));
+}

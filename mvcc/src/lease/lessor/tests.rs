@@ -439,7 +439,13 @@ proptest! {
                         .collect();
                     let found = lessor.expired(now, max);
                     prop_assert!(found.is_sorted());
-                    prop_assert_eq!(found.len(), due.len().min(max));
+                    let cost = |id: i64| bound.values().filter(|l| **l == id).count().max(1);
+                    let total: usize = found.iter().map(|id| cost(*id)).sum();
+                    prop_assert!(total <= max || found.len() == 1);
+                    prop_assert_eq!(found.is_empty(), due.is_empty() || max == 0);
+                    let left = due.iter().filter(|id| !found.contains(*id));
+                    let left = left.map(|id| cost(*id)).max();
+                    prop_assert!(left.is_none_or(|cost| total + cost > max), "there was room");
                     due.retain(|id| found.contains(id));
                     prop_assert_eq!(due.len(), found.len());
                     for id in found {
