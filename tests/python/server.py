@@ -5,6 +5,7 @@ kvd takes etcd's flags, so the same code starts either. `KVD_BIN` names the bina
 
 import ctypes
 import os
+import random
 import shlex
 import signal
 import socket
@@ -126,9 +127,15 @@ class ServerEnded(Exception):
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that nobody listens on and that no outgoing connection is given."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def _die_with_parent() -> None:
