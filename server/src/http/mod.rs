@@ -166,6 +166,11 @@ async fn get_only(method: &Method, page: impl Future<Output = Answer>) -> Answer
     if method == Method::GET {
         return page.await;
     }
+    method_not_allowed()
+}
+
+/// The refusal of every method but GET.
+pub(crate) fn method_not_allowed() -> Answer {
     let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
     answer
         .headers_mut()
@@ -174,7 +179,7 @@ async fn get_only(method: &Method, page: impl Future<Output = Answer>) -> Answer
 }
 
 /// A text that browsers must not take for anything else.
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
     let mut answer = typed("text/plain; charset=utf-8", body);
     *answer.status_mut() = status;
     answer
@@ -183,7 +188,8 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
     answer
 }
 
-fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+/// An answer with the given type of content.
+pub(crate) fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Answer::new(Full::new(body.into()));
     answer
         .headers_mut()

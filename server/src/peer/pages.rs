@@ -5,16 +5,14 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{HeaderValue, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::cluster;
-use crate::http::{Answer, Front, Pages};
+use crate::http::{Answer, Front, Pages, method_not_allowed, text, typed};
 use crate::member::Member;
 
 /// Header that names the cluster in requests and answers.
@@ -116,29 +114,4 @@ impl PeerPages {
             Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
         }
     }
-}
-
-fn method_not_allowed() -> Answer {
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
-    answer
-        .headers_mut()
-        .insert(ALLOW, HeaderValue::from_static("GET"));
-    answer
-}
-
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    let mut answer = typed("text/plain; charset=utf-8", body);
-    *answer.status_mut() = status;
-    answer
-        .headers_mut()
-        .insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    answer
-}
-
-fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    answer
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    answer
 }
