@@ -119,6 +119,7 @@ impl Node {
             lease: config.leader_lease(),
             check_interval: config.heartbeat_interval,
             status: status_sender,
+            machine_failure: events.failure.clone(),
             apply_ended: events.ended.clone(),
             with_indexes: Box::new({
                 let (log, applied) = (log.clone(), events.progress.clone());

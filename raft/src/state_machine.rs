@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -104,6 +105,8 @@ pub(crate) struct Adapter {
     last: Option<LogId>,
     membership: StoredMembership,
     progress: watch::Sender<u64>,
+    /// Why the machine failed. openraft's core may notice only that its worker is gone.
+    failure: Arc<OnceLock<String>>,
     /// Closed with the adapter, when the apply worker has ended.
     _ended: watch::Sender<()>,
 }
@@ -112,6 +115,8 @@ pub(crate) struct Adapter {
 pub(crate) struct ApplyEvents {
     /// The applied index.
     pub(crate) progress: watch::Receiver<u64>,
+    /// Why the machine failed, if it did.
+    pub(crate) failure: Arc<OnceLock<String>>,
     /// Closed when the apply worker has ended.
     pub(crate) ended: watch::Receiver<()>,
 }
@@ -128,12 +133,15 @@ impl Adapter {
             last: meta.last_log_id,
             membership: meta.last_membership,
             progress,
+            failure: Arc::default(),
             _ended: ended_guard,
         };
+        let failure = adapter.failure.clone();
         Ok((
             adapter,
             ApplyEvents {
                 progress: progress_seen,
+                failure,
                 ended,
             },
         ))
@@ -144,6 +152,14 @@ impl Adapter {
             last_log_id: self.last,
             last_membership: self.membership.clone(),
         }
+    }
+
+    /// Keeps why the machine failed.
+    fn noted<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| {
+            // Nothing is applied after the first failure.
+            let _ = self.failure.set(error.to_string());
+        })
     }
 
     fn apply_batch(&mut self, entries: Vec<Entry>) -> io::Result<()> {
@@ -208,7 +224,8 @@ impl RaftStateMachine<TypeConfig> for Adapter {
                 batch.push(entry);
                 responders.extend(responder);
             }
-            self.apply_batch(batch)?;
+            let applied = self.apply_batch(batch);
+            self.noted(applied)?;
             // No await between the effect and its responders: a proposal that was applied is never
             // reported as refused.
             for responder in responders {
@@ -233,10 +250,9 @@ impl RaftStateMachine<TypeConfig> for Adapter {
             term = applied.term,
             "installing a snapshot"
         );
-        self.machine
-            .get_mut()
-            .install(applied, snapshot.into_source()?)
-            .await?;
+        let source = snapshot.into_source()?;
+        let installed = self.machine.get_mut().install(applied, source).await;
+        self.noted(installed)?;
         self.last = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.progress.send_replace(index_of(self.last.as_ref()));

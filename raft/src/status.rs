@@ -4,7 +4,7 @@
 //! heard of. For people and clients neither is a leader: after one lease without an answer from a
 //! quorum, or without a word from the leader, [`Status::leader`] is none.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -84,6 +84,8 @@ pub(crate) struct Observer {
     /// How often silence is measured.
     pub(crate) check_interval: Duration,
     pub(crate) status: watch::Sender<Status>,
+    /// Why the state machine failed, if it did.
+    pub(crate) machine_failure: Arc<OnceLock<String>>,
     /// Closed when the apply worker has ended.
     pub(crate) apply_ended: watch::Receiver<()>,
     /// Reads the indexes of the moment.
@@ -127,6 +129,9 @@ impl Observer {
                     break;
                 }
             }
+        }
+        if let Some(cause) = self.machine_failure.get() {
+            return Error::StateMachine(std::io::Error::other(cause.clone()));
         }
         match self.raft.metrics().borrow_watched().running_state.clone() {
             Err(openraft::errors::Fatal::Stopped) => Error::Stopped,
