@@ -62,7 +62,7 @@ step() { # name, arguments of etcdctl
     {
         echo "exit code $code"
         # The id of an added member is made from the time; so its place in a list is not fixed.
-        sed -E -e "s/${added:-no-member-added}/ADDED/g" -e 's/took = [^ ]*/took/' \
+        sed -E -e 's/(Member|cluster) +/\1 /g' -e "s/${added:-no-member-added}/ADDED/g" -e 's/took = [^ ]*/took/' \
             -e 's/^\{"level":"warn".*(rpc error|context).*$/warning of the client/' "$dir/out" | sort
     } >"$dir/steps/$(printf %02d $steps)-$name"
     steps=$((steps + 1))
@@ -128,7 +128,7 @@ scenario() { # server binary, folder
     step add-known-url --endpoints "$(client 0)" member add m3 --peer-urls "$(peer 1)"
     step add-learner --endpoints "$(client 0)" member add m3 --learner --peer-urls "$(peer 3)"
     added=$(sed -n 's/^Member *\([0-9a-f]*\) added.*/\1/p' "$dir/out")
-    sed -i -e "s/$added/ADDED/g" -e 's/^ETCD_INITIAL_CLUSTER=.*/the initial cluster/' "$dir"/steps/*-add-learner
+    sed -i -E -e 's/(Member|cluster) +/\1 /g' -e "s/$added/ADDED/g" -e 's/^ETCD_INITIAL_CLUSTER=.*/the initial cluster/' "$dir"/steps/*-add-learner
     step list-unstarted --endpoints "$(client 1)" member list
     step add-second-learner --endpoints "$(client 0)" member add m4 --learner --peer-urls "$(peer 4)"
     step promote-absent --endpoints "$(client 0)" member promote "$added"

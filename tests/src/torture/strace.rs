@@ -337,7 +337,11 @@ impl Life<'_> {
         let (time, rest) = word(rest).context("no time")?;
         let (pid, time_ns) = (text(pid)?.parse()?, nanoseconds(text(time)?)?);
         self.newest_ns = self.newest_ns.max(time_ns);
-        if rest.starts_with(b"+++") || rest.starts_with(b"---") {
+        // A thread that was killed at the door of a call, which then never ran, has no name for it.
+        if [&b"+++"[..], b"---", b"???("]
+            .iter()
+            .any(|other| rest.starts_with(other))
+        {
             return Ok(());
         }
         if let Some(rest) = rest.strip_prefix(b"<... ") {
