@@ -337,8 +337,9 @@ impl Life<'_> {
         let (time, rest) = word(rest).context("no time")?;
         let (pid, time_ns) = (text(pid)?.parse()?, nanoseconds(text(time)?)?);
         self.newest_ns = self.newest_ns.max(time_ns);
-        // A thread that was killed at the door of a call, which then never ran, has no name for it.
-        if [&b"+++"[..], b"---", b"???("]
+        // A thread that was killed at the door of a call, which then never ran, has no name for it. One that was
+        // killed in a call says so little of its end that the call counts as one that was not survived.
+        if [&b"+++"[..], b"---", b"???(", b"<... ???"]
             .iter()
             .any(|other| rest.starts_with(other))
         {
