@@ -17,7 +17,13 @@ const sameStep = "the members hold the same"
 
 // failoverErrors are the kinds of lines with which a kube-apiserver comments on the loss of a member and of the
 // leader. Each was seen with three members of etcd 3.7.3 in this scenario; others are the store's fault.
-var failoverErrors = []*regexp.Regexp{}
+var failoverErrors = []*regexp.Regexp{
+	regexp.MustCompile(`addrConn\.createTransport failed to connect .*(connection refused|connection reset by peer|EOF)`),
+	// A request that was under way to the dead member.
+	regexp.MustCompile(`code = Unavailable desc = error reading from server: (EOF|.*connection reset by peer)`),
+	// A request that nobody could commit, in three words.
+	regexp.MustCompile(`etcdserver: (leader changed|request timed out(, possibly due to previous leader failure)?)(["}\\]|$| \d+ms)`),
+}
 
 func isFailoverError(line string) bool {
 	return slices.ContainsFunc(failoverErrors, func(r *regexp.Regexp) bool { return r.MatchString(line) })
