@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
 use crate::apply::Response;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Version};
 use crate::config::Config;
 use crate::disk_space::Allowance;
 use crate::metrics::Metrics;
@@ -22,11 +22,6 @@ use crate::peer::Transport;
 use crate::propose::Proposer;
 use crate::read::ReadBarrier;
 use crate::{Error, Result, quota};
-
-/// The etcd API level that is reported everywhere.
-pub(crate) const API_VERSION: &str = "3.7.1";
-/// The same as a cluster and storage version.
-pub(crate) const CLUSTER_VERSION: &str = "3.7.0";
 
 /// Store reads that may leave the connection's thread at once.
 const BLOCKING_READS_MAX: usize = 4;
@@ -114,6 +109,12 @@ impl Member {
             revision,
             raft_term,
         }
+    }
+
+    /// The version of what is stored: that of the cluster, none until the cluster's is known.
+    pub(crate) fn storage_version(&self) -> Option<Version> {
+        let version = self.cluster.version();
+        version.filter(|version| *version != Version::UNKNOWN)
     }
 
     /// Whether this member leads and can vouch for it.

@@ -15,7 +15,7 @@ use kv_raft::{Applied, InstallFuture, SnapshotSource};
 
 use super::Applier;
 use crate::alarm::Alarms;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Stored};
 
 /// The store as of `applied`.
 struct StoreSource {
@@ -115,9 +115,14 @@ pub(crate) fn restore_tables(
         );
         ControlFlow::Continue(())
     })?;
-    let version = view.get(Keyspace::Cluster, Cluster::version_key())?;
+    let stored = Stored {
+        members,
+        removed,
+        version: view.get(Keyspace::Cluster, Cluster::version_key())?,
+        downgrade: view.get(Keyspace::Cluster, Cluster::downgrade_key())?,
+    };
     cluster
-        .restore(members, removed, version)
+        .restore(stored)
         .context("the member table cannot be read")?;
     let mut raised = Vec::new();
     view.scan(Keyspace::Alarm, &[], None, &mut |key, _| {

@@ -468,7 +468,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("distributed-tracing-instance-id", "", Target::Checked(Form::Text), "Instance of spans.").section(Section::Tracing).accepted(NO_TRACING),
     Flag::new("distributed-tracing-sampling-rate", "0", Target::Checked(Form::Int), "Sampled spans in a million.").section(Section::Tracing).accepted(NO_TRACING),
     // Unsafe.
-    Flag::new("force-new-cluster", "false", Target::Bool(|c| &mut c.force_new_cluster), "Start the stored data as a cluster of this member alone.").section(Section::Unsafe).accepted("a cluster of one member stays as it is, and larger ones are refused"),
+    Flag::new("force-new-cluster", "false", Target::Bool(|c| &mut c.force_new_cluster), "Start the stored data as a cluster of this member alone.").section(Section::Unsafe),
     Flag::new("unsafe-no-fsync", "false", Target::Checked(Form::Bool), "Do not wait for the disk.").section(Section::Unsafe).accepted("every acknowledged write is on disk first"),
     // Misc.
     Flag::new(CONFIG_FILE, "", Target::Checked(Form::Path), "Read all settings from this YAML or JSON file.").not_in_file().section(Section::Misc),

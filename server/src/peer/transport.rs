@@ -32,7 +32,7 @@ use tower::service_fn;
 use super::connect::{Alpn, Connector};
 use super::handshake::Handshake;
 use super::snapshot;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Version};
 use crate::config::Url;
 use crate::metrics::Metrics;
 
@@ -43,6 +43,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
 /// Time between two questions whether a member is there.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+/// A member is lost when it has given no answer for so many election timeouts, though its connections stand.
+const SILENT_ELECTIONS: u32 = 2;
 /// A peer may take this long to install what it has received.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -72,8 +74,16 @@ struct Peer {
     replication: PeerClient<Channel>,
     heartbeat: PeerClient<Channel>,
     snapshot: PeerClient<Channel>,
-    /// Since when it answers; `None` while it does not.
-    active: Mutex<Option<Instant>>,
+    active: Mutex<Activity>,
+}
+
+/// Whether a member answers.
+#[derive(Default)]
+struct Activity {
+    /// Since when it does; `None` while it does not.
+    since: Option<Instant>,
+    /// When it last did.
+    heard: Option<Instant>,
 }
 
 impl Transport {
@@ -104,7 +114,13 @@ impl Transport {
 
     /// Since when the member answers; `None` while it does not.
     pub(crate) fn active_since(&self, peer: u64) -> Option<Instant> {
-        *self.peers.read().get(&peer)?.active.lock()
+        self.peers.read().get(&peer)?.active.lock().since
+    }
+
+    /// The newest cluster version that the build of a member serves; `None` while the member does not answer.
+    pub(crate) fn version_of(&self, peer: u64) -> Option<Version> {
+        self.active_since(peer)?;
+        self.parts.handshake.version_of(peer)
     }
 
     /// Asks every other member whether it is there, again and again, until the transport is dropped.
@@ -373,8 +389,10 @@ impl Parts {
         }
         let network = &self.metrics.network;
         let mut active = peer.active.lock();
-        if active.is_none() {
-            *active = Some(Instant::now());
+        let now = Instant::now();
+        active.heard = Some(now);
+        if active.since.is_none() {
+            active.since = Some(now);
             network
                 .active_peers
                 .with_label_values(&[&self.local, &peer.name])
@@ -403,7 +421,17 @@ impl Parts {
         }
         let labels: &[&str] = &[&self.local, &peer.name];
         let error = peer_error(status);
-        let was_active = peer.active.lock().take();
+        let was_active = {
+            let mut active = peer.active.lock();
+            // One answer that is late is no loss: a member is lost when its connection is, or when it has been silent.
+            let is_late = matches!(error, PeerError::Timeout);
+            let heard = active.heard.filter(|_| is_late);
+            if heard.is_some_and(|heard| heard.elapsed() < self.election_timeout * SILENT_ELECTIONS)
+            {
+                return error;
+            }
+            active.since.take()
+        };
         if let Some(since) = was_active {
             network.active_peers.with_label_values(labels).set(0);
             network.disconnected_peers.with_label_values(labels).inc();
@@ -458,6 +486,7 @@ fn append_answers(
 ) -> AnswerStream {
     Box::pin(answers.map(move |answer| match answer {
         Ok(answer) => {
+            peer.active.lock().heard = Some(Instant::now());
             parts.received(&peer, answer.payload.len());
             Ok(answer.payload)
         }
