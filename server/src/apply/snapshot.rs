@@ -31,6 +31,13 @@ impl SnapshotSource for StoreSource {
     fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
         self.snapshot.next_chunk().map_err(io::Error::other)
     }
+
+    fn again(&self) -> Option<Box<dyn SnapshotSource>> {
+        Some(Box::new(StoreSource {
+            applied: self.applied.clone(),
+            snapshot: self.snapshot.again(),
+        }))
+    }
 }
 
 impl Applier {
