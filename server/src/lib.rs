@@ -12,6 +12,7 @@ mod clock;
 mod cluster;
 mod compactor;
 pub mod config;
+mod corruption;
 pub mod data_dir;
 mod disk_space;
 mod downgrade;

@@ -183,9 +183,14 @@ impl Member {
 
     /// Raises an alarm for this member; a failure is logged, since the refusal that caused it stands anyway.
     pub(crate) async fn raise(&self, alarm: AlarmType) {
+        self.raise_for(self.id, alarm).await;
+    }
+
+    /// As [`Member::raise`], for another member; 0 stands for the cluster as a whole.
+    pub(crate) async fn raise_for(&self, member_id: u64, alarm: AlarmType) {
         let request = AlarmRequest {
             action: AlarmAction::Activate as i32,
-            member_id: self.id,
+            member_id,
             alarm: alarm as i32,
         };
         if let Err(error) = self.proposer.propose(Body::Alarm(request)).await {

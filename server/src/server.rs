@@ -36,8 +36,8 @@ use crate::rpc::{Dispatch, Offers};
 use crate::tls::{TlsAcceptor, TlsConnector};
 use crate::wait::{self, Wait};
 use crate::{
-    build, clock, compactor, disk_space, force_new, leader, lease, publish, reconfigure, scrub,
-    version_monitor,
+    build, clock, compactor, corruption, disk_space, force_new, leader, lease, publish,
+    reconfigure, scrub, version_monitor,
 };
 
 /// Clients are served once this member is published, or after this time, so that a member without a quorum still
@@ -156,6 +156,11 @@ impl Server {
         } else {
             None
         };
+        if config.feature_gates.enabled(Gate::InitialCorruptCheck) && !is_blank && forced.is_none()
+        {
+            let id = identity.member_id;
+            corruption::check_at_start(id, &store, &cluster, &connector).await?;
+        }
         let first_voters = prepare_members(beginning, &cluster, &backend).await?;
         let wait = Wait::new(clock::wall_ms());
         let removed = CancellationToken::new();
@@ -269,6 +274,8 @@ impl Server {
         tokio::spawn(version_monitor::run(member.clone()));
         tokio::spawn(reconfigure::promote_staged(member.clone()));
         tokio::spawn(scrub::run(member.clone()));
+        tokio::spawn(corruption::compare_compactions(member.clone()));
+        tokio::spawn(corruption::compare_everything(member.clone()));
         tokio::select! {
             _ = is_published => {}
             () = tokio::time::sleep(CLUSTER_READY_MAX) => {

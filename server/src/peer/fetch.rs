@@ -8,6 +8,7 @@ use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use kv_mvcc::HashKv;
 use serde::Deserialize;
 
 use super::connect::{Alpn, Connector};
@@ -17,6 +18,8 @@ use crate::config::Url;
 
 /// A member that does not answer is as good as not there. Source: etcd v3.7, bootstrap timeout.
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// A hash may have to be taken over everything that is stored.
+const HASH_TIMEOUT: Duration = Duration::from_secs(60);
 /// No list of members is longer.
 const BODY_BYTES_MAX: usize = 4 << 20;
 
@@ -57,6 +60,50 @@ pub(crate) async fn fetch_cluster(connector: &Connector, url: &Url) -> Result<Re
         Ok(fetched) => fetched,
         Err(_) => bail!("no answer within {} s", TIMEOUT.as_secs()),
     }
+}
+
+/// Asks the member at `url` for the hash of its keys at `revision`; returns the member's id with it.
+pub(crate) async fn fetch_hash_kv(
+    connector: &Connector,
+    url: &Url,
+    cluster_id: u64,
+    revision: i64,
+) -> Result<(u64, HashKv)> {
+    let fetch = async {
+        let body = serde_json::json!({ "revision": revision }).to_string();
+        let (head, body) = get(connector, url, "/members/hashkv", body.into()).await?;
+        if self::cluster_id(&head) != Some(cluster_id) {
+            bail!("its answer is of another cluster");
+        }
+        let answer: HashAnswer =
+            serde_json::from_slice(&body).context("its hash cannot be read")?;
+        let hash = HashKv {
+            hash: answer.hash,
+            revision: answer.header.revision,
+            compact_revision: answer.compact_revision,
+            hash_revision: answer.hash_revision,
+        };
+        Ok((answer.header.member_id, hash))
+    };
+    match tokio::time::timeout(HASH_TIMEOUT, fetch).await {
+        Ok(fetched) => fetched,
+        Err(_) => bail!("no answer within {} s", HASH_TIMEOUT.as_secs()),
+    }
+}
+
+/// The page `/members/hashkv`.
+#[derive(Deserialize)]
+struct HashAnswer {
+    header: HashHeader,
+    hash: u32,
+    compact_revision: i64,
+    hash_revision: i64,
+}
+
+#[derive(Deserialize)]
+struct HashHeader {
+    member_id: u64,
+    revision: i64,
 }
 
 /// The cluster that an answer comes from.
