@@ -79,7 +79,7 @@ impl Member {
             stopping,
             started,
         } = parts;
-        let reads = ReadBarrier::new(node.clone(), id, config.request_timeout());
+        let reads = ReadBarrier::new(node.clone(), config.request_timeout());
         let blocking_reads = Semaphore::new(BLOCKING_READS_MAX);
         Arc::new(Member {
             id,
@@ -137,8 +137,7 @@ impl Member {
 
     /// Whether this member is the only voter, so that nobody else can lead.
     pub(crate) fn is_alone(&self) -> bool {
-        self.node
-            .peek(|status| status.role == Role::Leader && *status.voters == [self.id])
+        self.node.is_sole_voter()
     }
 
     /// Whether this member knows a leader.
