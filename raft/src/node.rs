@@ -29,7 +29,7 @@ use crate::membership::{self, Change, PeerProgress, fatal_error};
 use crate::network::{ByteStream, Factory, PeerTransport, Rpc};
 use crate::proposal::{self, Refused};
 use crate::read_index::{Confirm, Confirmation, Reads};
-use crate::snapshot::{self, SnapshotSource};
+use crate::snapshot::{self, Shelf, SnapshotSource};
 use crate::state_machine::{Adapter, StateMachine};
 use crate::status::{Observer, Role, Status};
 use crate::types::{Raft, index_of, term_of};
@@ -103,10 +103,17 @@ impl Node {
             None => Instant::now(),
         };
         let log = LogStore::open(wal, recovered, config.tail_bytes_max)?;
-        let (adapter, events) = Adapter::open(machine).map_err(Error::StateMachine)?;
+        let shelf = Shelf::default();
+        let purged = {
+            let log = log.clone();
+            move || log.purged_index()
+        };
+        let (adapter, events) =
+            Adapter::open(machine, shelf.clone(), purged).map_err(Error::StateMachine)?;
         let network = Factory {
             member_id: config.member_id,
             transport: transport.clone(),
+            shelf,
             idle_timeout: config.election_timeout,
         };
         let raft = Raft::new(config.member_id, raft_config, network, log.clone(), adapter)
