@@ -14,7 +14,7 @@ use prost::Message;
 
 use crate::commandpb::{
     ClusterBegin, ClusterVersionSet, MemberAdd, MemberPromote, MemberPublish, MemberRemove,
-    MemberUpdate,
+    MemberUpdate, QuotaAlarm,
 };
 use crate::etcdserverpb::{
     AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseCheckpointRequest, LeaseGrantRequest,
@@ -133,6 +133,7 @@ commands! {
     13 MemberRemove(MemberRemove),
     14 MemberUpdate(MemberUpdate),
     20 ClusterBegin(ClusterBegin),
+    60 QuotaAlarm(QuotaAlarm),
 }
 
 impl Command {

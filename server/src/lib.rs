@@ -6,6 +6,7 @@
 
 mod alarm;
 mod apply;
+mod backup;
 mod bootstrap;
 mod clock;
 mod cluster;
@@ -15,6 +16,7 @@ pub mod data_dir;
 mod disk_space;
 mod error;
 pub mod http;
+mod large_reads;
 mod leader;
 mod lease;
 mod listener;
@@ -26,8 +28,10 @@ mod peer;
 mod propose;
 mod publish;
 mod quota;
+mod range_budget;
 mod read;
 mod reconfigure;
+pub mod restore;
 mod rpc;
 mod scrub;
 mod server;

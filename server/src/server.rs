@@ -35,7 +35,7 @@ use crate::propose::Proposer;
 use crate::rpc::{Dispatch, Offers};
 use crate::tls::{TlsAcceptor, TlsConnector};
 use crate::wait::{self, Wait};
-use crate::{clock, compactor, disk_space, leader, lease, publish, reconfigure, scrub};
+use crate::{clock, compactor, disk_space, leader, lease, publish, quota, reconfigure, scrub};
 
 /// Clients are served once this member is published, or after this time, so that a member without a quorum still
 /// answers what needs none. Source: etcd v3.7, the default of its former flag for it.
@@ -217,7 +217,8 @@ impl Server {
             transport,
             stopping,
             started,
-        });
+        })
+        .context("cannot start the threads of large reads")?;
         member.node.serve_app(leader::Answers::of(&member));
         // The RPC threads take the shards from 0 on.
         Wait::use_shard(wait::OWN_SHARD);
@@ -257,6 +258,7 @@ impl Server {
             }
             () = removed.cancelled() => {}
         }
+        tokio::spawn(quota::run(member.clone()));
         let lease_expiry = tokio::spawn(lease::expiry::run(member.clone()));
         let folder = Arc::new(folder);
         let disk_space = tokio::spawn(disk_space::run(member.clone(), folder.clone(), wal.clone()));
@@ -573,7 +575,7 @@ async fn bind(url: &Url) -> Result<Listener> {
     Ok(Listener::bind_tcp(address).await?)
 }
 
-fn open_backend(config: &Config, folder: &DataDir) -> Result<Backend> {
+pub(crate) fn open_backend(config: &Config, folder: &DataDir) -> Result<Backend> {
     let engine = config.storage_engine.map(|engine| match engine {
         StorageEngine::Redb => EngineKind::Redb,
         StorageEngine::Sled => EngineKind::Sled,

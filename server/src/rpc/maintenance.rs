@@ -1,9 +1,10 @@
-//! The Maintenance service: status, alarms, hashes and defragmentation of this member.
+//! The Maintenance service: status, alarms, hashes, backups and defragmentation of this member.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
+use kv_mvcc::EtcdPart;
 use kv_proto::command::Body;
 use kv_proto::etcdserverpb::maintenance_server::Maintenance;
 use kv_proto::etcdserverpb::{
@@ -12,13 +13,14 @@ use kv_proto::etcdserverpb::{
     MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
     StatusResponse,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::fill;
 use super::kv::unexpected;
 use crate::apply::Response as Applied;
 use crate::member::{API_VERSION, CLUSTER_VERSION, Member};
-use crate::{Error, quota, reconfigure};
+use crate::{Error, backup, quota, reconfigure};
 
 /// The service over a member.
 #[derive(Clone)]
@@ -111,7 +113,17 @@ impl Maintenance for MaintenanceService {
         &self,
         _: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Error::Unimplemented("kvd: snapshots are not available yet").into())
+        let parts = ReceiverStream::new(backup::send(self.0.clone())?);
+        let messages = parts.map(|part| -> Result<SnapshotResponse, Status> {
+            let EtcdPart { blob, remaining } = part?;
+            Ok(SnapshotResponse {
+                header: None,
+                remaining_bytes: remaining,
+                blob,
+                version: CLUSTER_VERSION.into(),
+            })
+        });
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn move_leader(
