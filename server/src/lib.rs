@@ -6,6 +6,7 @@
 
 mod alarm;
 mod apply;
+mod backup;
 mod bootstrap;
 mod build;
 mod clock;
@@ -19,6 +20,7 @@ mod downgrade;
 mod error;
 mod force_new;
 pub mod http;
+mod large_reads;
 mod leader;
 mod lease;
 mod listener;
@@ -30,8 +32,10 @@ mod peer;
 mod propose;
 mod publish;
 mod quota;
+mod range_budget;
 mod read;
 mod reconfigure;
+pub mod restore;
 mod rpc;
 mod scrub;
 mod server;

@@ -30,6 +30,7 @@ use super::auth::AuthService;
 use super::cluster::ClusterService;
 use super::health::HealthService;
 use super::kv::KvService;
+use super::large_range::{InPieces, LargeRange};
 use super::lease::LeaseService;
 use super::maintenance::MaintenanceService;
 use super::requires_leader;
@@ -152,7 +153,7 @@ impl Dispatch {
         }
     }
 
-    fn grpc(&self, request: Request<Incoming>) -> Answer {
+    fn grpc(&self, mut request: Request<Incoming>) -> Answer {
         let services = self.services.clone();
         if let Err(error) = self.admit(request.uri().path(), request.headers()) {
             return ready(Status::from(error));
@@ -179,7 +180,10 @@ impl Dispatch {
             started,
         };
         let answer: Answer = match service {
-            "etcdserverpb.KV" => services.kv.clone().call(request),
+            "etcdserverpb.KV" => {
+                request.extensions_mut().insert(InPieces);
+                services.kv.clone().call(request)
+            }
             "etcdserverpb.Watch" => {
                 let response = services.watch.watch(request, services.receive_max);
                 Box::pin(std::future::ready(Ok(response)))
@@ -198,6 +202,7 @@ impl Dispatch {
                     Err(_) => Status::from(Error::DeadlineExceeded).into_http(),
                 },
             };
+            let response = LargeRange::replace_body(response);
             Ok(call.counted(in_grpc_gos_words(response)))
         })
     }

@@ -20,7 +20,7 @@ use super::status::with_grpc_go_texts;
 use super::{fill, leader_lost, requires_leader};
 use crate::apply::Response as Applied;
 use crate::member::Member;
-use crate::{Error, Result, lease};
+use crate::{Error, Result, lease, quota};
 
 /// The service over a member.
 #[derive(Clone)]
@@ -62,6 +62,7 @@ impl Lease for LeaseService {
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         let mut request = request.into_inner();
+        self.member.check_quota(quota::LEASE_COST).await?;
         if request.id == 0 {
             request.id = self.choose_id();
         }

@@ -5,6 +5,7 @@ mod cluster;
 mod dispatch;
 mod health;
 mod kv;
+mod large_range;
 mod lease;
 mod maintenance;
 mod status;

@@ -35,6 +35,8 @@ type Options struct {
 	Args []string
 	// TLS switches the client port to https.
 	TLS *TLSFiles
+	// Prepare is called before the first start, to fill the data folder.
+	Prepare func(*Server) error
 }
 
 // TLSFiles are the certificate flags of the server and the configuration a client needs to reach it.
@@ -54,6 +56,9 @@ type Server struct {
 	exited     chan struct{}
 	log        *os.File
 }
+
+// Name is what every server is called in its cluster of one.
+const Name = "interop"
 
 // startAttempts covers the gap between choosing a free port and the server binding it.
 const startAttempts = 3
@@ -90,6 +95,9 @@ func start(opts Options) (*Server, error) {
 	if s.clientPort, err = freePort(); err == nil {
 		s.peerPort, err = freePort()
 	}
+	if err == nil && opts.Prepare != nil {
+		err = opts.Prepare(s)
+	}
 	if err == nil {
 		err = s.Run()
 	}
@@ -106,16 +114,15 @@ func (s *Server) Run() error {
 	if s.log, err = os.OpenFile(s.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err != nil {
 		return err
 	}
-	const name = "interop"
-	peer := fmt.Sprintf("http://127.0.0.1:%d", s.peerPort)
+	peer := s.PeerURL()
 	args := []string{
-		"--name=" + name,
-		"--data-dir=" + filepath.Join(s.dir, "data"),
+		"--name=" + Name,
+		"--data-dir=" + s.DataDir(),
 		"--listen-client-urls=" + s.URL(),
 		"--advertise-client-urls=" + s.URL(),
 		"--listen-peer-urls=" + peer,
 		"--initial-advertise-peer-urls=" + peer,
-		"--initial-cluster=" + name + "=" + peer,
+		"--initial-cluster=" + Name + "=" + peer,
 	}
 	if s.TLS != nil {
 		args = append(args, "--cert-file="+s.TLS.Cert, "--key-file="+s.TLS.Key,
@@ -185,6 +192,12 @@ func (s *Server) URL() string {
 	}
 	return "http://" + s.Addr()
 }
+
+// DataDir is the server's own data folder.
+func (s *Server) DataDir() string { return filepath.Join(s.dir, "data") }
+
+// PeerURL is the URL of the peer listener.
+func (s *Server) PeerURL() string { return "http://" + s.PeerAddr() }
 
 // PeerAddr is host:port of the peer listener.
 func (s *Server) PeerAddr() string { return fmt.Sprintf("127.0.0.1:%d", s.peerPort) }
