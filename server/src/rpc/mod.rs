@@ -3,10 +3,15 @@
 mod auth;
 mod cluster;
 mod dispatch;
+mod election;
+mod gateway;
 mod health;
+mod inside;
 mod kv;
 mod lease;
+mod lock;
 mod maintenance;
+mod queue;
 mod status;
 mod validate;
 mod watch;

@@ -31,10 +31,12 @@ type Options struct {
 	Label string
 	// Bin is the server binary.
 	Bin string
-	// Args are appended after the flags this package sets.
+	// Args are appended after the flags this package sets; {dir} in them is the server's folder, {url} its client URL.
 	Args []string
 	// TLS switches the client port to https.
 	TLS *TLSFiles
+	// name and cluster are those of a member of several; empty for a server alone.
+	name, cluster string
 }
 
 // TLSFiles are the certificate flags of the server and the configuration a client needs to reach it.
@@ -106,8 +108,11 @@ func (s *Server) Run() error {
 	if s.log, err = os.OpenFile(s.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err != nil {
 		return err
 	}
-	const name = "interop"
 	peer := fmt.Sprintf("http://127.0.0.1:%d", s.peerPort)
+	name, cluster := s.name, s.cluster
+	if name == "" {
+		name, cluster = "interop", "interop="+peer
+	}
 	args := []string{
 		"--name=" + name,
 		"--data-dir=" + filepath.Join(s.dir, "data"),
@@ -115,13 +120,17 @@ func (s *Server) Run() error {
 		"--advertise-client-urls=" + s.URL(),
 		"--listen-peer-urls=" + peer,
 		"--initial-advertise-peer-urls=" + peer,
-		"--initial-cluster=" + name + "=" + peer,
+		"--initial-cluster=" + cluster,
 	}
 	if s.TLS != nil {
 		args = append(args, "--cert-file="+s.TLS.Cert, "--key-file="+s.TLS.Key,
 			"--trusted-ca-file="+s.TLS.TrustedCA, "--client-cert-auth=true")
 	}
-	s.cmd = exec.Command(s.Bin, append(args, s.Args...)...)
+	own := strings.NewReplacer("{dir}", s.dir, "{url}", s.URL())
+	for _, arg := range s.Args {
+		args = append(args, own.Replace(arg))
+	}
+	s.cmd = exec.Command(s.Bin, args...)
 	s.cmd.Dir = s.dir
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	// A killed test run must not leave servers behind.
@@ -185,6 +194,9 @@ func (s *Server) URL() string {
 	}
 	return "http://" + s.Addr()
 }
+
+// Dir is the folder of the server, with its data folder inside.
+func (s *Server) Dir() string { return s.dir }
 
 // PeerAddr is host:port of the peer listener.
 func (s *Server) PeerAddr() string { return fmt.Sprintf("127.0.0.1:%d", s.peerPort) }
