@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import etcd3
+import requests
 
 from certificates import Certificates
 
@@ -111,6 +112,15 @@ class Server:
             timeout=CALL_LIMIT_SECS,
             grpc_options=options,
         )
+
+    def http_session(self) -> requests.Session:
+        """A session that trusts and shows the certificates of the test, whatever the environment says."""
+        session = requests.Session()
+        session.trust_env = False
+        if self.certificates:
+            session.verify = str(self.certificates.authority)
+            session.cert = (str(self.certificates.client_cert), str(self.certificates.client_key))
+        return session
 
     def _wait_until_it_answers(self) -> None:
         self._wait_until_it_listens()

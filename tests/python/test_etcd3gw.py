@@ -45,18 +45,12 @@ class TestOwn(_own.TestEtcd3Gateway):
 
 @pytest.fixture
 def gateway(server):
-    certificates = server.certificates
-    if certificates is None:
-        yield Etcd3Client("127.0.0.1", server.port, timeout=CALL_LIMIT_SECS)
-        return
-    yield Etcd3Client(
+    return Etcd3Client(
         "127.0.0.1",
         server.port,
-        protocol="https",
-        ca_cert=str(certificates.authority),
-        cert_cert=str(certificates.client_cert),
-        cert_key=str(certificates.client_key),
+        protocol=server.client_url.split(":")[0],
         timeout=CALL_LIMIT_SECS,
+        session=server.http_session(),
     )
 
 

@@ -8,7 +8,6 @@ import base64
 import json
 
 import pytest
-import requests
 
 CALL_LIMIT_SECS = 30
 
@@ -31,10 +30,7 @@ class Lua:
 
     def __init__(self, server):
         self.url = server.client_url
-        self.session = requests.Session()
-        if server.certificates:
-            self.session.verify = str(server.certificates.authority)
-            self.session.cert = (str(server.certificates.client_cert), str(server.certificates.client_key))
+        self.session = server.http_session()
         self.user = None
         self.token = None
         self.renewals = 0

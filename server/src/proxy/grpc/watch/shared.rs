@@ -372,3 +372,119 @@ async fn follow(watches: &Watches, key: &Key, id: u64, start: i64) -> kv_client:
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use kv_proto::mvccpb::KeyValue;
+
+    use super::*;
+
+    fn receiver(next: i64) -> (Receiver, mpsc::Receiver<Answer>) {
+        let (answers, sent) = mpsc::channel(8);
+        let receiver = Receiver {
+            watch_id: 5,
+            next,
+            without_puts: false,
+            without_deletes: false,
+            prev_kv: false,
+            progress: false,
+            needs_leader: false,
+            answers,
+        };
+        (receiver, sent)
+    }
+
+    fn response(revision: i64, events: &[(EventType, i64)]) -> WatchResponse {
+        let event = |(kind, mod_revision): &(EventType, i64)| Event {
+            r#type: *kind as i32,
+            kv: Some(KeyValue {
+                mod_revision: *mod_revision,
+                ..Default::default()
+            }),
+            prev_kv: Some(KeyValue::default()),
+        };
+        WatchResponse {
+            header: Some(ResponseHeader {
+                revision,
+                ..Default::default()
+            }),
+            events: events.iter().map(event).collect(),
+            ..Default::default()
+        }
+    }
+
+    /// The revisions of the events in each response that was sent.
+    fn sent(answers: &mut mpsc::Receiver<Answer>) -> Vec<Vec<i64>> {
+        let mut all = Vec::new();
+        while let Ok(Ok(response)) = answers.try_recv() {
+            assert_eq!(response.watch_id, 5);
+            let revision = |event: &Event| event.kv.as_ref().unwrap().mod_revision;
+            all.push(response.events.iter().map(revision).collect());
+        }
+        all
+    }
+
+    #[test]
+    fn a_watcher_gets_each_event_from_its_start_on_once() {
+        let (mut receiver, mut answers) = receiver(7);
+        let put = EventType::Put;
+        assert!(receiver.take(&response(8, &[(put, 5), (put, 7), (put, 7), (put, 8)])));
+        // From another watch, which is behind.
+        assert!(receiver.take(&response(8, &[(put, 8)])));
+        assert!(receiver.take(&response(9, &[(put, 8), (put, 9)])));
+        assert_eq!(sent(&mut answers), [vec![7, 7, 8], vec![9]]);
+    }
+
+    #[test]
+    fn filters_and_previous_pairs_are_the_watchers_own() {
+        let (mut receiver, mut answers) = receiver(1);
+        receiver.without_deletes = true;
+        let events = response(2, &[(EventType::Delete, 1), (EventType::Put, 2)]);
+        assert!(receiver.take(&events));
+        let got = answers.try_recv().unwrap().unwrap();
+        assert_eq!(got.events.len(), 1);
+        assert_eq!(got.events[0].prev_kv, None);
+        // What was left out is not sent later either.
+        receiver.without_deletes = false;
+        receiver.prev_kv = true;
+        assert!(receiver.take(&events));
+        assert!(sent(&mut answers).is_empty());
+        assert!(receiver.take(&response(3, &[(EventType::Delete, 3)])));
+        assert!(
+            answers.try_recv().unwrap().unwrap().events[0]
+                .prev_kv
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn progress_is_for_those_who_asked_and_never_ahead_of_their_events() {
+        let (mut receiver, mut answers) = receiver(10);
+        assert!(receiver.take(&response(20, &[])));
+        receiver.progress = true;
+        assert!(receiver.take(&response(8, &[])));
+        assert!(sent(&mut answers).is_empty());
+        assert!(receiver.take(&response(9, &[])));
+        assert_eq!(sent(&mut answers), [Vec::<i64>::new()]);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_has_to_come_again() {
+        let (mut receiver, mut answers) = receiver(1);
+        let mut revision = 0;
+        let mut take = |receiver: &mut Receiver| {
+            revision += 1;
+            receiver.take(&response(revision, &[(EventType::Put, revision)]))
+        };
+        for _ in 0..8 {
+            assert!(take(&mut receiver));
+        }
+        assert!(!take(&mut receiver));
+        drop(receiver);
+        let mut last = None;
+        while let Some(answer) = answers.recv().await {
+            last = Some(answer);
+        }
+        assert_eq!(last.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
+    }
+}
