@@ -311,5 +311,6 @@ fn factory() -> Factory {
         member_id: 1,
         transport: Arc::new(NoPeers),
         idle_timeout: Duration::from_secs(1),
+        shelf: crate::snapshot::Shelf::default(),
     }
 }

@@ -71,7 +71,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    fn encode(&self) -> VecDeque<Bytes> {
+    fn encode(&self) -> Vec<Bytes> {
         let mut out = self.hash.to_le_bytes().to_vec();
         for id in &self.removed {
             out.extend(id.to_le_bytes());
@@ -209,10 +209,7 @@ impl StateMachine for Machine {
         if self.world.settings.has(Defect::SnapshotMislabelled) {
             applied.index = applied.index.saturating_sub(1).max(1);
         }
-        Ok(Box::new(Source {
-            applied,
-            chunks: self.state.encode(),
-        }))
+        Ok(Box::new(Source::new(applied, self.state.encode())))
     }
 
     fn install(
@@ -241,8 +238,19 @@ impl StateMachine for Machine {
 
 /// A state on its way to another member.
 pub(crate) struct Source {
-    pub(crate) applied: Applied,
-    pub(crate) chunks: VecDeque<Bytes>,
+    applied: Applied,
+    chunks: Arc<[Bytes]>,
+    next: usize,
+}
+
+impl Source {
+    pub(crate) fn new(applied: Applied, chunks: Vec<Bytes>) -> Source {
+        Source {
+            applied,
+            chunks: chunks.into(),
+            next: 0,
+        }
+    }
 }
 
 impl SnapshotSource for Source {
@@ -251,7 +259,17 @@ impl SnapshotSource for Source {
     }
 
     fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
-        Ok(self.chunks.pop_front())
+        let chunk = self.chunks.get(self.next).cloned();
+        self.next += 1;
+        Ok(chunk)
+    }
+
+    fn again(&self) -> Option<Box<dyn SnapshotSource>> {
+        Some(Box::new(Source {
+            applied: self.applied.clone(),
+            chunks: self.chunks.clone(),
+            next: 0,
+        }))
     }
 }
 

@@ -241,7 +241,7 @@ impl Transport {
     ) -> Result<Bytes, PeerError> {
         let broken = |error: std::io::Error| PeerError::Unreachable(error.to_string());
         let applied = source.applied();
-        let mut chunks = VecDeque::new();
+        let mut chunks = Vec::new();
         loop {
             match self.fate(self.own.0, peer) {
                 Fate::Arrives(delay) => sleep(delay * 4).await,
@@ -252,7 +252,7 @@ impl Transport {
                 Fate::Reset => return Err(refused()),
             }
             match source.next_chunk().map_err(broken)? {
-                Some(chunk) => chunks.push_back(chunk),
+                Some(chunk) => chunks.push(chunk),
                 None => break,
             }
         }
@@ -262,7 +262,7 @@ impl Transport {
         self.world.note(format_args!(
             "{own} sends {peer} a snapshot of index {index}"
         ));
-        let received = Box::new(Source { applied, chunks });
+        let received = Box::new(Source::new(applied, chunks));
         let answer = node.answer_snapshot(header, received).await;
         if !self.world.is_alive(peer, incarnation) {
             return Err(reset());

@@ -55,6 +55,8 @@ pub(crate) struct Slot {
     pub(crate) disk_us: u64,
     /// Members that this one knows to be removed.
     pub(crate) removed: BTreeSet<u64>,
+    /// Incarnation and term in which a quorum confirmed this member, when it was the sole voter.
+    pub(crate) confirmed: Option<(u64, u64)>,
 }
 
 /// A running member.
@@ -377,6 +379,7 @@ impl Slot {
             stalled_until: None,
             disk_us: 300,
             removed: BTreeSet::new(),
+            confirmed: None,
         }
     }
 
