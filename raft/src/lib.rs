@@ -22,6 +22,7 @@ mod network;
 mod node;
 mod proposal;
 mod read_index;
+pub mod runtime;
 mod snapshot;
 mod state_machine;
 mod status;
