@@ -24,6 +24,7 @@ mod read_index;
 mod snapshot;
 mod state_machine;
 mod status;
+mod step_aside;
 #[cfg(test)]
 mod testing;
 mod types;
