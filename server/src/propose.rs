@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::apply::Response;
+use crate::cluster::Cluster;
 use crate::metrics::Metrics;
 use crate::wait::Wait;
 use crate::{Error, Result};
@@ -30,6 +31,7 @@ pub(crate) struct Proposer {
     node: Node,
     wait: Arc<Wait>,
     backend: kv_mvcc::backend::Backend,
+    cluster: Arc<Cluster>,
     member_id: u64,
     request_bytes_max: u64,
     timeout: Duration,
@@ -38,11 +40,16 @@ pub(crate) struct Proposer {
 }
 
 impl Proposer {
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own; called once"
+    )]
     /// `timeout` bounds the wait for a result; `request_bytes_max` is `--max-request-bytes`.
     pub(crate) fn new(
         node: Node,
         wait: Arc<Wait>,
         backend: kv_mvcc::backend::Backend,
+        cluster: Arc<Cluster>,
         member_id: u64,
         request_bytes_max: u64,
         timeout: Duration,
@@ -53,6 +60,7 @@ impl Proposer {
             node,
             wait,
             backend,
+            cluster,
             member_id,
             request_bytes_max,
             timeout,
@@ -65,6 +73,7 @@ impl Proposer {
     ///
     /// Dropping the future forgets the result, not the request.
     pub(crate) async fn propose(&self, body: Body) -> Result<Response> {
+        self.check_version(&body)?;
         self.check_backlog(&body)?;
         let _pending = Pending::new(&self.metrics);
         let deadline = Instant::now() + self.timeout;
@@ -125,6 +134,9 @@ impl Proposer {
         bodies: Vec<Body>,
         propose: impl FnOnce(&Node, Vec<Bytes>, Refused),
     ) -> Result<()> {
+        bodies
+            .iter()
+            .try_for_each(|body| self.check_version(body))?;
         let mut waiter = self.wait.register();
         let last = bodies.len().saturating_sub(1);
         let encode = |(n, body)| {
@@ -148,6 +160,14 @@ impl Proposer {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::Timeout),
         }
+    }
+
+    /// Nothing is proposed that a member of this cluster could not apply.
+    fn check_version(&self, body: &Body) -> Result<()> {
+        if body.version() > self.cluster.commands() {
+            return Err(Error::NotCapable);
+        }
+        Ok(())
     }
 
     fn check_backlog(&self, body: &Body) -> Result<()> {

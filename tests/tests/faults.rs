@@ -83,8 +83,10 @@ async fn leader_that_stood_still_never_serves_a_stale_linearizable_read() -> Res
                 tokio::spawn(async move { kv.range(read("key")).await })
             })
             .collect();
-        // They are in its socket before it goes on.
-        tokio::task::yield_now().await;
+        // They are in its socket before it goes on: all tasks run on this thread, and none has anything to wait for.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
         cluster.signal(leader, "CONT")?;
 
         for read in reads {

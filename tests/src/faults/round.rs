@@ -118,7 +118,8 @@ impl Run {
         self.check(&prefix, last, &collected, &told, &mut report, &mut wrong)
             .await?;
         report.checked_ms = checks.elapsed().as_millis() as u64;
-        if !wrong.is_empty() || report.is_undecided || self.options.keeps_all {
+        let is_wrong = !wrong.is_empty() || !report.violations.is_empty();
+        if is_wrong || report.is_undecided || self.options.keeps_all {
             let kept = self.kept();
             let path = std::path::Path::new(&kept).join("history.jsonl");
             history::save(&collected.records, &path)?;
