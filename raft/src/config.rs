@@ -92,6 +92,11 @@ impl Config {
         Duration::from_millis(self.election_max())
     }
 
+    /// How long entries may wait for a leader's disk, while none reaches it, before another member should lead.
+    pub(crate) fn disk_patience(&self) -> Duration {
+        self.election_timeout / 2
+    }
+
     fn election_max(&self) -> u64 {
         (millis(self.election_timeout) * 65).div_ceil(100)
     }

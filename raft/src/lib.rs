@@ -26,6 +26,7 @@ pub mod runtime;
 mod snapshot;
 mod state_machine;
 mod status;
+mod step_aside;
 #[cfg(test)]
 mod testing;
 mod types;
