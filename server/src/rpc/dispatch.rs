@@ -115,8 +115,8 @@ pub(crate) enum Offers {
 }
 
 impl Dispatch {
-    /// `first_lease_id` must differ at each start of the process.
-    pub(crate) fn new(member: Arc<Member>, first_lease_id: u64) -> Dispatch {
+    /// `started_wall_ms` is when the process started.
+    pub(crate) fn new(member: Arc<Member>, started_wall_ms: u64) -> Dispatch {
         let receive_max =
             usize::try_from(member.config.grpc_receive_bytes_max()).unwrap_or(usize::MAX);
         // Answers are as large as the data: clients receive up to 2 GiB.
@@ -134,7 +134,7 @@ impl Dispatch {
             receive_max,
         });
         let pages = Pages::new(member.clone(), member.metrics.clone(), front);
-        let lease = LeaseService::new(member.clone(), first_lease_id);
+        let lease = LeaseService::new(member.clone(), started_wall_ms);
         let inside = Inside {
             kv: KvService(member.clone()),
             lease: lease.clone(),
