@@ -103,7 +103,7 @@ fn replaced(view: &View) -> kv_mvcc::Result<ReplacedBuckets> {
                 true => conf.learners.push(member.id),
                 false => conf.voters.push(member.id),
             }
-            members.push((key, member.as_etcd_stores_it()));
+            members.push((key, member.into_etcds_json()));
         }
     }
     conf.voters.sort_unstable();
