@@ -118,6 +118,11 @@ impl Store {
         })
     }
 
+    /// What the last compactions hashed before they removed it, ascending by revision.
+    pub fn compaction_hashes(&self) -> Vec<HashKv> {
+        self.hashes.hashes.lock().clone()
+    }
+
     /// The checksum of every keyspace that etcd has too, under etcd's names, with the current revision.
     ///
     /// Leaves out what differs between equal members: applied index, term, storage version.

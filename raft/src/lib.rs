@@ -15,6 +15,7 @@
 mod config;
 pub mod encoding;
 mod error;
+mod force;
 mod log_store;
 mod membership;
 mod network;
@@ -33,6 +34,7 @@ pub use config::Config;
 pub use error::{
     Error, MembershipError, PeerError, ProposeError, ReadError, Result, TransferError,
 };
+pub use force::force_alone;
 pub use membership::PeerProgress;
 pub use network::{AnswerStream, ByteStream, Lane, NoPeers, PeerFuture, PeerTransport, Rpc};
 pub use node::{App, Node};

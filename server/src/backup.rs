@@ -17,8 +17,8 @@ use kv_mvcc::{EtcdPart, EtcdSnapshot, ReplacedBuckets, Store};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::cluster::Member as ClusterMember;
-use crate::member::{CLUSTER_VERSION, Member};
+use crate::cluster::{Cluster, Member as ClusterMember, Version};
+use crate::member::Member;
 use crate::{Error, Result};
 
 /// Backups that may be read at once: each keeps the database's old pages alive. Source: our own.
@@ -28,12 +28,11 @@ const PARTS_AHEAD: usize = 4;
 
 const STORAGE_VERSION: &[u8] = b"storageVersion";
 /// Items of `meta` that mean the same in etcd.
-const META: [&[u8]; 5] = [
+const META: [&[u8]; 4] = [
     b"consistent_index",
     b"term",
     kv_mvcc::SCHEDULED_KEY,
     kv_mvcc::FINISHED_KEY,
-    STORAGE_VERSION,
 ];
 
 /// raft's members as etcd stores them.
@@ -110,8 +109,15 @@ fn replaced(view: &View) -> kv_mvcc::Result<ReplacedBuckets> {
     conf.learners.sort_unstable();
     let mut meta: BTreeMap<Bytes, Bytes> = items(view, Keyspace::Meta)?.into_iter().collect();
     meta.retain(|key, _| META.contains(&&key[..]));
-    meta.entry(Bytes::from_static(STORAGE_VERSION))
-        .or_insert(Bytes::from_static(CLUSTER_VERSION.as_bytes()));
+    // The version of what is stored is the cluster's; etcd has none before 3.6.
+    let version = view.get(Keyspace::Cluster, Cluster::version_key())?;
+    let has_one = version.as_ref().is_some_and(|text| {
+        let parsed = std::str::from_utf8(text).map(str::parse::<Version>);
+        matches!(parsed, Ok(Ok(version)) if version >= Version::new(3, 6))
+    });
+    if let Some(version) = version.filter(|_| has_one) {
+        meta.insert(Bytes::from_static(STORAGE_VERSION), version);
+    }
     let conf = serde_json::to_vec(&conf).expect("it has only numbers");
     meta.insert(Bytes::from_static(b"confState"), conf.into());
     // Why an alarm was raised is ours to know.

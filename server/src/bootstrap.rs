@@ -11,6 +11,7 @@ use crate::cluster::{self, Member};
 use crate::config::{ClusterState, Config, Url};
 use crate::data_dir::{DataDir, Meta};
 use crate::peer::{Connector, RemoteCluster, fetch_cluster};
+use crate::{apply, build};
 
 /// Formats this build writes, recorded in the folder's meta file.
 const WAL_FORMAT: u32 = 1;
@@ -216,6 +217,12 @@ async fn begin_joining(
     let remote = ask_others(config, connector, named)
         .await
         .context("cannot fetch cluster info from peer urls")?;
+    if let Some(needed) = remote.version.filter(|v| *v > build::cluster_version()) {
+        bail!(
+            "incompatible with current running cluster: {}",
+            apply::too_new(needed)
+        );
+    }
     if remote.members.len() != named.len() {
         bail!(
             "error validating peerURLs: member count is unequal: --initial-cluster has {}, the cluster has {}. \

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
 use crate::apply::Response;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Version};
 use crate::config::Config;
 use crate::disk_space::Allowance;
 use crate::large_reads::LargeReads;
@@ -24,11 +24,6 @@ use crate::propose::Proposer;
 use crate::range_budget::RangeBudget;
 use crate::read::ReadBarrier;
 use crate::{Error, Result, backup, quota};
-
-/// The etcd API level that is reported everywhere.
-pub(crate) const API_VERSION: &str = "3.7.1";
-/// The same as a cluster and storage version.
-pub(crate) const CLUSTER_VERSION: &str = "3.7.0";
 
 /// Answers to large reads may take the memory budget so many times: it is meant for what stays.
 const RANGE_BUDGETS: u64 = 2;
@@ -93,7 +88,7 @@ impl Member {
             stopping,
             started,
         } = parts;
-        let reads = ReadBarrier::new(node.clone(), id, config.request_timeout());
+        let reads = ReadBarrier::new(node.clone(), config.request_timeout());
         let blocking_reads = Semaphore::new(BLOCKING_READS_MAX);
         let range_bytes_max = config.memory_budget.saturating_mul(RANGE_BUDGETS);
         let range_budget = RangeBudget::new(range_bytes_max, config.request_timeout());
@@ -130,6 +125,12 @@ impl Member {
         }
     }
 
+    /// The version of what is stored: that of the cluster, none until the cluster's is known.
+    pub(crate) fn storage_version(&self) -> Option<Version> {
+        let version = self.cluster.version();
+        version.filter(|version| *version != Version::UNKNOWN)
+    }
+
     /// Whether this member leads and can vouch for it.
     pub(crate) fn is_leader(&self) -> bool {
         self.node
@@ -150,8 +151,7 @@ impl Member {
 
     /// Whether this member is the only voter, so that nobody else can lead.
     pub(crate) fn is_alone(&self) -> bool {
-        self.node
-            .peek(|status| status.role == Role::Leader && *status.voters == [self.id])
+        self.node.is_sole_voter()
     }
 
     /// Whether this member knows a leader.
@@ -200,9 +200,14 @@ impl Member {
 
     /// Raises an alarm for this member; a failure is logged, since the refusal that caused it stands anyway.
     pub(crate) async fn raise(&self, alarm: AlarmType) {
+        self.raise_for(self.id, alarm).await;
+    }
+
+    /// As [`Member::raise`], for another member; 0 stands for the cluster as a whole.
+    pub(crate) async fn raise_for(&self, member_id: u64, alarm: AlarmType) {
         let request = AlarmRequest {
             action: AlarmAction::Activate as i32,
-            member_id: self.id,
+            member_id,
             alarm: alarm as i32,
         };
         if let Err(error) = self.proposer.propose(Body::Alarm(request)).await {

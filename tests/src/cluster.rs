@@ -36,6 +36,8 @@ pub struct Place {
     /// Where it listens for them; another port if a link is between.
     peer_listen_port: u16,
     flags: Vec<String>,
+    /// What it runs; `None`: kvd.
+    program: Option<PathBuf>,
     /// Whether those that start are told of it.
     is_listed: bool,
 }
@@ -90,6 +92,7 @@ impl Cluster {
             peer_port,
             peer_listen_port: peer_port,
             flags: flags.iter().map(ToString::to_string).collect(),
+            program: None,
             is_listed: true,
         });
         self.running.push(None);
@@ -141,6 +144,11 @@ impl Cluster {
         self.start_member_with(n, &[]);
     }
 
+    /// From its next start on, a member runs another program; `None`: kvd.
+    pub fn set_program(&mut self, n: usize, program: Option<&str>) {
+        self.places[n].program = program.map(PathBuf::from);
+    }
+
     /// Starts a member with further flags.
     pub fn start_member_with(&mut self, n: usize, flags: &[&str]) {
         let initial_cluster = self.initial_cluster();
@@ -151,6 +159,7 @@ impl Cluster {
         args.extend(flags.iter().map(ToString::to_string));
         let options = KvdOptions {
             args,
+            program: place.program.clone(),
             peer_scheme: self.peer_scheme.to_owned(),
             advertised_peer_port: Some(place.peer_port),
             ..KvdOptions::default()
@@ -260,6 +269,17 @@ impl Cluster {
         Ok(answer.into_inner())
     }
 
+    /// Answer of a page on the client port.
+    pub async fn page(&self, n: usize, path: &str) -> Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.places[n].client_port)).await?;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await?;
+        Ok(page)
+    }
+
     /// The member list as one member shows it by itself.
     pub async fn members(&self, n: usize) -> Result<Vec<Member>> {
         let mut cluster = ClusterClient::new(self.channel(n).await?);
@@ -271,11 +291,7 @@ impl Cluster {
 
     /// The sum of a metric over all its labels, as a member shows it; 0 if it shows none.
     pub async fn metric(&self, n: usize, name: &str) -> Result<f64> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.places[n].client_port)).await?;
-        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).await?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page).await?;
+        let page = self.page(n, "/metrics").await?;
         let values = page.lines().filter_map(|line| {
             let rest = line.strip_prefix(name)?;
             let value = rest.rsplit(' ').next()?;

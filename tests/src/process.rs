@@ -21,6 +21,8 @@ pub struct KvdOptions {
     pub peer_scheme: String,
     /// Port of the advertised peer URL. `None`: the one it listens on.
     pub advertised_peer_port: Option<u16>,
+    /// The program; `None`: [`kvd_binary`].
+    pub program: Option<PathBuf>,
     /// Further flags.
     pub args: Vec<String>,
     /// Further environment variables.
@@ -34,6 +36,7 @@ impl Default for KvdOptions {
         KvdOptions {
             peer_scheme: "http".into(),
             advertised_peer_port: None,
+            program: None,
             args: Vec::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
@@ -177,13 +180,14 @@ fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions
         None if is_alone => ALONE_PEER_URL.to_owned(),
         None => peer.clone(),
     };
+    let kvd = options.program.clone().unwrap_or_else(kvd_binary);
     let mut command = match options.wrapper.split_first() {
         Some((program, args)) => {
             let mut command = Command::new(program);
-            command.args(args).arg(kvd_binary());
+            command.args(args).arg(kvd);
             command
         }
-        None => Command::new(kvd_binary()),
+        None => Command::new(kvd),
     };
     command
         .arg("--data-dir")

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::encoding::commands_body;
+use crate::snapshot::Shelf;
 use crate::snapshot::{CheckpointBuilder, Handle, Snapshot};
 use crate::state_machine::Adapter;
 use crate::testing::{Ledger, empty_recovered, open_wal};
@@ -60,7 +61,8 @@ impl StoreBuilder<TypeConfig, LogStore, SuiteMachine> for OnFaultFs {
         &self,
     ) -> std::result::Result<((), LogStore, SuiteMachine), StorageError<TypeConfig>> {
         let log = open_faulty(&FaultFs::new()).0;
-        let (adapter, _) = Adapter::open(Ledger::default().machine()).unwrap();
+        let (adapter, _) =
+            Adapter::open(Ledger::default().machine(), Shelf::default(), || 0).unwrap();
         Ok(((), log, SuiteMachine(adapter)))
     }
 }
@@ -77,7 +79,8 @@ impl StoreBuilder<TypeConfig, LogStore, SuiteMachine, TempDir> for Builder {
         let dir = tempfile::tempdir().unwrap();
         let (wal, recovered) = open_wal(dir.path(), 1);
         let log = LogStore::open(wal, recovered, self.tail_bytes_max).unwrap();
-        let (adapter, _) = Adapter::open(Ledger::default().machine()).unwrap();
+        let (adapter, _) =
+            Adapter::open(Ledger::default().machine(), Shelf::default(), || 0).unwrap();
         Ok((dir, log, SuiteMachine(adapter)))
     }
 }

@@ -78,6 +78,44 @@ async fn one_member_grows_to_three_and_each_change_is_one_entry() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_the_sole_voter_until_another_may_have_a_vote_and_when_it_has_none_again() {
+    let mut cluster = Cluster::of(1, as_started).await;
+    let node = cluster.member(1).node().clone();
+    assert!(node.is_sole_voter());
+    node.add_learner(2, None).await.unwrap();
+    assert!(node.is_sole_voter(), "a learner has no vote");
+    let absent = node.promote(2, None).await;
+    assert!(matches!(
+        absent,
+        Err(MembershipError::LearnerNotReady { .. })
+    ));
+    assert!(node.is_sole_voter(), "a refused promotion gives no vote");
+
+    cluster.start_new(steady_config(2)).await;
+    caught_up(cluster.member(1), 2).await;
+    let promoting = node.promote(2, None);
+    let mut promoting = Box::pin(promoting);
+    // From the moment its entry may be appended, before the status shows it.
+    while node.inner.promotions.load(Ordering::Acquire) == 0 {
+        tokio::select! {
+            biased;
+            done = &mut promoting => panic!("promoted unnoticed: {done:?}"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    assert!(!node.is_sole_voter());
+    promoting.await.unwrap();
+    assert!(!node.is_sole_voter(), "two have a vote");
+    assert_eq!(node.inner.promotions.load(Ordering::Acquire), 0);
+
+    node.remove(2, None).await.unwrap();
+    let alone = |status: &Status| status.voters[..] == [1];
+    cluster.member(1).wait_status(alone).await;
+    assert!(node.is_sole_voter());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_that_make_no_sense_are_refused() {
     let cluster = Cluster::of(1, as_started).await;
     let node = cluster.member(1).node();

@@ -4,8 +4,8 @@ use kv_mvcc::StoreOptions;
 use kv_mvcc::backend::{Backend, MemoryDisk, Options};
 use kv_proto::command::HEADER_BYTES;
 use kv_proto::commandpb::{
-    ClusterVersionSet, MemberAdd, MemberPromote, MemberPublish, MemberRemove, MemberUpdate,
-    QuotaAlarm,
+    ClusterForce, ClusterVersionSet, DowngradeSet, MemberAdd, MemberPromote, MemberPublish,
+    MemberRemove, MemberUpdate, QuotaAlarm,
 };
 use kv_proto::etcdserverpb::alarm_request::AlarmAction;
 use kv_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -19,6 +19,9 @@ use super::*;
 
 /// Commands of version 1, one a line in hex. Entries like these are in users' logs: never change a line.
 const COMMANDS_V1: &str = include_str!("../../tests/fixtures/commands-v1.hex");
+/// The same for commands that came with upgrades and recovery: a downgrade that begins and ends, and what
+/// `--force-new-cluster` writes, which comes with a membership.
+const CLUSTER_COMMANDS_V1: &str = include_str!("../../tests/fixtures/cluster-commands-v1.hex");
 /// HashKV after all of them.
 const HASH_V1: u32 = 0x6179cef4;
 
@@ -180,6 +183,89 @@ fn the_fixture_holds_each_kind() {
     assert_eq!(
         kinds(COMMANDS_V1.lines().map(from_hex).collect()),
         kinds(ours)
+    );
+}
+
+#[test]
+fn commands_about_the_cluster_keep_their_bytes_and_their_effect() {
+    let downgrade = |target: &str| {
+        Body::DowngradeSet(DowngradeSet {
+            target_version: target.into(),
+        })
+    };
+    let ours = [
+        downgrade("3.6.0"),
+        downgrade(""),
+        Body::ClusterForce(ClusterForce { id: MEMBER }),
+    ];
+    let stored: Vec<Bytes> = CLUSTER_COMMANDS_V1.lines().map(from_hex).collect();
+    assert_eq!(stored, ours.map(command));
+
+    let disk = MemoryDisk::default();
+    let mut first = applier(&disk);
+    let member = |id, is_learner| {
+        let peer_urls = vec![format!("http://m{id}:1")];
+        membership_entry(
+            id,
+            Body::MemberAdd(MemberAdd {
+                id,
+                peer_urls,
+                is_learner,
+            }),
+        )
+    };
+    let [begins, ends, alone] = [0, 1, 2].map(|n| stored[n].clone());
+    let numbered = (1..).zip([
+        member(MEMBER, true),
+        member(8, false),
+        member(9, false),
+        entry(4, vec![begins]),
+    ]);
+    let entries = numbered.map(|(index, entry)| CommittedEntry { index, ..entry });
+    first.apply(entries.collect()).unwrap();
+    assert_eq!(first.cluster.downgrade(), Some("3.6.0".parse().unwrap()));
+    let alone = CommittedEntry {
+        index: 6,
+        term: 1,
+        body: EntryBody::Membership {
+            membership: "alone".into(),
+            command: Some(alone),
+        },
+    };
+    first.apply(vec![entry(5, vec![ends]), alone]).unwrap();
+
+    let check = |applier: &Applier| {
+        let rows = applier.cluster.members();
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].id, rows[0].is_learner), (MEMBER, false));
+        assert!(applier.cluster.is_removed(8) && applier.cluster.is_removed(9));
+        assert_eq!(applier.cluster.downgrade(), None);
+    };
+    check(&first);
+    assert!(!first.removed.is_cancelled());
+    first.store.backend().checkpoint().unwrap();
+    drop(first);
+    let second = applier(&disk);
+    restore_tables(second.store.backend(), &second.cluster, &second.alarms).unwrap();
+    check(&second);
+}
+
+#[test]
+fn a_cluster_version_of_a_later_build_stops_the_member() {
+    let version = ClusterVersionSet {
+        version: "3.99.0".into(),
+    };
+    let error = applier(&MemoryDisk::default())
+        .apply(vec![entry(
+            1,
+            vec![command(Body::ClusterVersionSet(version))],
+        )])
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("start a build that supports 3.99.0"),
+        "{error}"
     );
 }
 

@@ -117,6 +117,9 @@ pub struct Config {
     pub compaction_sleep_interval: Duration,
     /// `--compact-hash-check-time`: period of the leader's comparison of compaction hashes. Default 1 min.
     pub compact_hash_check_time: Duration,
+    /// `--corrupt-check-time`: period of the leader's comparison of the hashes of everything. Default 0, never: it reads
+    /// all that every member has stored.
+    pub corrupt_check_time: Duration,
     /// `--feature-gates`: switches for behaviour that is not yet the rule.
     pub feature_gates: FeatureGates,
 

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::kv::unexpected;
 use super::status::with_grpc_go_texts;
-use super::{fill, requires_leader};
+use super::{fill, leader_lost, requires_leader};
 use crate::apply::Response as Applied;
 use crate::member::Member;
 use crate::{Error, Result, lease, quota};
@@ -102,11 +102,13 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let needs_leader = requires_leader(request.metadata().as_ref());
-        let state = Some((self.member.clone(), request.into_inner()));
+        let leader_lost = Box::pin(leader_lost(self.member.clone(), needs_leader));
+        let state = Some((self.member.clone(), request.into_inner(), leader_lost));
         let responses = unfold(state, move |state| async move {
-            let (member, mut requests) = state?;
+            let (member, mut requests, mut leader_lost) = state?;
             let message = tokio::select! {
                 message = requests.message() => message,
+                () = &mut leader_lost => return Some((Err(Error::NoLeader.into()), None)),
                 () = member.stopping.cancelled() => return Some((Err(Error::Stopped.into()), None)),
             };
             let id = match message {
@@ -114,15 +116,12 @@ impl Lease for LeaseService {
                 Ok(None) => return None,
                 Err(status) => return Some((Err(with_grpc_go_texts(status)), None)),
             };
-            if needs_leader && !member.has_leader() {
-                return Some((Err(Error::NoLeader.into()), None));
-            }
             // Taken before the renewal: a client must not see a renewal at a revision that already revoked the lease.
             let header = Some(member.header(member.store.revision()));
             match lease::renew(&member, id).await {
                 Ok(ttl) => Some((
                     Ok(LeaseKeepAliveResponse { header, id, ttl }),
-                    Some((member, requests)),
+                    Some((member, requests, leader_lost)),
                 )),
                 Err(error) => Some((Err(error.into()), None)),
             }
