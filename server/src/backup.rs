@@ -17,8 +17,7 @@ use kv_mvcc::{EtcdPart, EtcdSnapshot, ReplacedBuckets, Store};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::build;
-use crate::cluster::Member as ClusterMember;
+use crate::cluster::{Cluster, Member as ClusterMember, Version};
 use crate::member::Member;
 use crate::{Error, Result};
 
@@ -29,12 +28,11 @@ const PARTS_AHEAD: usize = 4;
 
 const STORAGE_VERSION: &[u8] = b"storageVersion";
 /// Items of `meta` that mean the same in etcd.
-const META: [&[u8]; 5] = [
+const META: [&[u8]; 4] = [
     b"consistent_index",
     b"term",
     kv_mvcc::SCHEDULED_KEY,
     kv_mvcc::FINISHED_KEY,
-    STORAGE_VERSION,
 ];
 
 /// raft's members as etcd stores them.
@@ -104,15 +102,22 @@ fn replaced(view: &View) -> kv_mvcc::Result<ReplacedBuckets> {
                 true => conf.learners.push(member.id),
                 false => conf.voters.push(member.id),
             }
-            members.push((key, member.as_etcd_stores_it()));
+            members.push((key, member.into_etcds_json()));
         }
     }
     conf.voters.sort_unstable();
     conf.learners.sort_unstable();
     let mut meta: BTreeMap<Bytes, Bytes> = items(view, Keyspace::Meta)?.into_iter().collect();
     meta.retain(|key, _| META.contains(&&key[..]));
-    meta.entry(Bytes::from_static(STORAGE_VERSION))
-        .or_insert(build::cluster_version().to_string().into());
+    // The version of what is stored is the cluster's; etcd has none before 3.6.
+    let version = view.get(Keyspace::Cluster, Cluster::version_key())?;
+    let has_one = version.as_ref().is_some_and(|text| {
+        let parsed = std::str::from_utf8(text).map(str::parse::<Version>);
+        matches!(parsed, Ok(Ok(version)) if version >= Version::new(3, 6))
+    });
+    if let Some(version) = version.filter(|_| has_one) {
+        meta.insert(Bytes::from_static(STORAGE_VERSION), version);
+    }
     let conf = serde_json::to_vec(&conf).expect("it has only numbers");
     meta.insert(Bytes::from_static(b"confState"), conf.into());
     // Why an alarm was raised is ours to know.

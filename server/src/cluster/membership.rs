@@ -90,7 +90,7 @@ impl Member {
     }
 
     /// The value of etcd's bucket: without what is ours alone.
-    pub(crate) fn as_etcd_stores_it(self) -> Bytes {
+    pub(crate) fn into_etcds_json(self) -> Bytes {
         Member {
             incarnation: 0,
             ..self

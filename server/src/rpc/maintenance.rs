@@ -123,8 +123,9 @@ impl Maintenance for MaintenanceService {
         &self,
         _: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        let version = self.0.storage_version().map(|v| v.to_string());
+        let version = version.unwrap_or_default();
         let parts = ReceiverStream::new(backup::send(self.0.clone())?);
-        let version = build::cluster_version().to_string();
         let messages = parts.map(move |part| -> Result<SnapshotResponse, Status> {
             let EtcdPart { blob, remaining } = part?;
             Ok(SnapshotResponse {
