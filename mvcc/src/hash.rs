@@ -15,6 +15,7 @@ use std::ops::ControlFlow;
 use parking_lot::Mutex;
 
 use crate::backend::{Keyspace, View};
+use crate::etcd_file::BUCKETS;
 use crate::index::Span;
 use crate::read_txn::SLICE_KEYS;
 use crate::revision::{Change, Revision};
@@ -181,19 +182,6 @@ impl Store {
     }
 }
 
-/// etcd's bucket names, in order.
-const BUCKETS: [(&str, Keyspace); 10] = [
-    ("alarm", Keyspace::Alarm),
-    ("auth", Keyspace::Auth),
-    ("authRoles", Keyspace::AuthRoles),
-    ("authUsers", Keyspace::AuthUsers),
-    ("cluster", Keyspace::Cluster),
-    ("key", Keyspace::Rev),
-    ("lease", Keyspace::Lease),
-    ("members", Keyspace::Members),
-    ("members_removed", Keyspace::MembersRemoved),
-    ("meta", Keyspace::Meta),
-];
 const UNHASHED_META: [&[u8]; 3] = [b"consistent_index", b"term", b"storageVersion"];
 
 impl CompactionHashes {

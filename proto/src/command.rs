@@ -14,7 +14,7 @@ use prost::Message;
 
 use crate::commandpb::{
     ClusterBegin, ClusterForce, ClusterVersionSet, DowngradeSet, MemberAdd, MemberPromote,
-    MemberPublish, MemberRemove, MemberUpdate,
+    MemberPublish, MemberRemove, MemberUpdate, QuotaAlarm,
 };
 use crate::etcdserverpb::{
     AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseCheckpointRequest, LeaseGrantRequest,
@@ -183,6 +183,7 @@ commands! {
     20 ClusterBegin(ClusterBegin),
     24 DowngradeSet(DowngradeSet),
     25 ClusterForce(ClusterForce),
+    60 QuotaAlarm(QuotaAlarm),
 }
 
 impl Command {

@@ -171,12 +171,7 @@ impl Proposer {
     }
 
     fn check_backlog(&self, body: &Body) -> Result<()> {
-        let limit = if matches!(body, Body::LeaseRevoke(_)) {
-            APPLY_BACKLOG_MAX_REVOKE
-        } else {
-            APPLY_BACKLOG_MAX
-        };
-        if self.node.apply_backlog() > limit || self.backend.is_full() {
+        if is_backlogged(self.node.apply_backlog(), body) || self.backend.is_full() {
             return Err(Error::TooManyRequests);
         }
         Ok(())
@@ -205,6 +200,15 @@ impl Drop for Pending<'_> {
     }
 }
 
+/// Whether so many entries that are committed and not applied are too many for `body`.
+fn is_backlogged(entries: u64, body: &Body) -> bool {
+    let limit = match body {
+        Body::LeaseRevoke(_) => APPLY_BACKLOG_MAX_REVOKE,
+        _ => APPLY_BACKLOG_MAX,
+    };
+    entries > limit
+}
+
 fn refusal(why: ProposeError) -> Error {
     match why {
         ProposeError::NotLeader { .. } | ProposeError::NoQuorum => Error::NoLeader,
@@ -218,4 +222,27 @@ fn refusal(why: ProposeError) -> Error {
 fn etcd_entry_bytes(body: usize) -> u64 {
     const ID: usize = 2 + 1 + 1 + 9;
     (ID + 1 + encoded_len_varint(body as u64) + body) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_proto::etcdserverpb::{DeleteRangeRequest, LeaseRevokeRequest, PutRequest};
+
+    use super::*;
+
+    #[test]
+    fn backlog_refuses_beyond_etcds_limits() {
+        let put = Body::Put(PutRequest::default());
+        let delete = Body::DeleteRange(DeleteRangeRequest::default());
+        let revoke = Body::LeaseRevoke(LeaseRevokeRequest::default());
+        for (entries, refused) in [
+            (5_000, [false, false, false]),
+            (5_001, [true, true, false]),
+            (10_000, [true, true, false]),
+            (10_001, [true, true, true]),
+        ] {
+            let said = [&put, &delete, &revoke].map(|body| is_backlogged(entries, body));
+            assert_eq!(said, refused, "{entries} entries");
+        }
+    }
 }

@@ -36,7 +36,7 @@ use crate::rpc::{Dispatch, Offers};
 use crate::tls::{TlsAcceptor, TlsConnector};
 use crate::wait::{self, Wait};
 use crate::{
-    build, clock, compactor, corruption, disk_space, force_new, leader, lease, publish,
+    build, clock, compactor, corruption, disk_space, force_new, leader, lease, publish, quota,
     reconfigure, scrub, version_monitor,
 };
 
@@ -241,7 +241,8 @@ impl Server {
             transport,
             stopping,
             started,
-        });
+        })
+        .context("cannot start the threads of large reads")?;
         member.node.serve_app(leader::Answers::of(&member));
         // The RPC threads take the shards from 0 on.
         Wait::use_shard(wait::OWN_SHARD);
@@ -283,6 +284,7 @@ impl Server {
             }
             () = removed.cancelled() => {}
         }
+        tokio::spawn(quota::run(member.clone()));
         let lease_expiry = tokio::spawn(lease::expiry::run(member.clone()));
         let folder = Arc::new(folder);
         let disk_space = tokio::spawn(disk_space::run(member.clone(), folder.clone(), wal.clone()));
@@ -599,7 +601,7 @@ async fn bind(url: &Url) -> Result<Listener> {
     Ok(Listener::bind_tcp(address).await?)
 }
 
-fn open_backend(config: &Config, folder: &DataDir) -> Result<Backend> {
+pub(crate) fn open_backend(config: &Config, folder: &DataDir) -> Result<Backend> {
     let engine = config.storage_engine.map(|engine| match engine {
         StorageEngine::Redb => EngineKind::Redb,
         StorageEngine::Sled => EngineKind::Sled,

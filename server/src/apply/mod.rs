@@ -44,7 +44,7 @@ pub(crate) use txn::read_only as read_only_txn;
 
 const CONSISTENT_INDEX: &[u8] = b"consistent_index";
 const TERM: &[u8] = b"term";
-const MEMBERSHIP: &[u8] = b"membership";
+pub(crate) const MEMBERSHIP: &[u8] = b"membership";
 const COMMANDS_DONE: &[u8] = b"commands_done";
 
 /// What a waiter gets.
@@ -272,6 +272,7 @@ impl Applier {
             Body::LeaseRevoke(request) => self.lease_revoke(request, extra),
             Body::LeaseCheckpoint(request) => self.lease_checkpoint(request, extra),
             Body::Alarm(request) => self.alarm(request, extra),
+            Body::QuotaAlarm(request) => self.quota_alarm(request, extra),
             Body::MemberPublish(request) => self.member_publish(request, extra),
             Body::ClusterVersionSet(request) => self.cluster_version_set(request, extra)?,
             Body::DowngradeSet(request) => self.downgrade_set(request, extra)?,
@@ -298,18 +299,18 @@ impl Applier {
         })
     }
 
-    /// What raised alarms refuse. CORRUPT stops every change, NOSPACE those that add data.
+    /// What raised alarms refuse. CORRUPT stops every change of keys and leases, NOSPACE those that add data.
+    ///
+    /// Source: etcd 3.7, apply/corrupt.go and apply/capped.go.
     fn alarm_refusal(&self, body: &Body) -> Option<Error> {
-        let changes = !matches!(
+        let changes = matches!(
             body,
-            Body::Alarm(_)
-                | Body::MemberPublish(_)
-                | Body::MemberUpdate(_)
-                | Body::ClusterVersionSet(_)
-                | Body::ClusterBegin(_)
-                | Body::ClusterForce(_)
-                | Body::DowngradeSet(_)
-                | Body::LeaseCheckpoint(_)
+            Body::Put(_)
+                | Body::DeleteRange(_)
+                | Body::Txn(_)
+                | Body::Compaction(_)
+                | Body::LeaseGrant(_)
+                | Body::LeaseRevoke(_)
         );
         if changes && self.alarms.is_raised(AlarmType::Corrupt) {
             return Some(Error::Corrupt);
@@ -324,7 +325,7 @@ impl Applier {
         let Some(quota) = self.quota_bytes.filter(|_| cost > 0) else {
             return false;
         };
-        self.store.backend().size().in_use + cost >= quota
+        quota::usage(&self.store) + cost >= quota
     }
 }
 

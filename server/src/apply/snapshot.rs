@@ -132,8 +132,8 @@ pub(crate) fn restore_tables(
         .restore(stored)
         .context("the member table cannot be read")?;
     let mut raised = Vec::new();
-    view.scan(Keyspace::Alarm, &[], None, &mut |key, _| {
-        raised.push(Bytes::copy_from_slice(key));
+    view.scan(Keyspace::Alarm, &[], None, &mut |key, cause| {
+        raised.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(cause)));
         ControlFlow::Continue(())
     })?;
     alarms.restore(raised).context("the alarms cannot be read")

@@ -88,6 +88,21 @@ impl Member {
     pub(crate) fn is_started(&self) -> bool {
         !self.name.is_empty()
     }
+
+    /// The value of etcd's bucket: without what is ours alone.
+    pub(crate) fn into_etcds_json(self) -> Bytes {
+        Member {
+            incarnation: 0,
+            ..self
+        }
+        .to_json()
+    }
+
+    /// The stored value.
+    pub(crate) fn to_json(&self) -> Bytes {
+        let json = serde_json::to_vec(self).expect("a member has only strings and numbers");
+        json.into()
+    }
 }
 
 impl Cluster {
@@ -140,10 +155,10 @@ impl Cluster {
 
     /// Adds or replaces a member; returns what to store.
     pub(crate) fn put(&self, member: Member) -> Op {
-        let json = serde_json::to_vec(&member).expect("a member has only strings and numbers");
+        let json = member.to_json();
         let key = Bytes::from(format!("{:x}", member.id));
         self.state.write().members.insert(member.id, member);
-        Op::Put(Keyspace::Members, key, json.into())
+        Op::Put(Keyspace::Members, key, json)
     }
 
     /// Sets the cluster version; returns what to store.

@@ -33,6 +33,7 @@ pub use self::gates::{FeatureGates, Gate, Stage};
 pub use self::help::{help_text, version_text};
 pub use self::notice::Notice;
 pub use self::url::{Scheme, Url};
+pub(crate) use self::value::parse_duration;
 
 /// The etcd API level this server answers with, in `Status.version`, `/version` and `--version`.
 pub const ETCD_VERSION: &str = "3.7.1";
@@ -81,6 +82,9 @@ pub struct Config {
 
     /// `--quota-backend-bytes` as given: 0 is the default of 2 GiB, negative is no quota. See [`Config::quota_bytes`].
     pub quota_backend_bytes: i64,
+    /// `--quota-auto-disarm`: this member clears its NOSPACE alarm when less than nine tenths of the quota are in use.
+    /// Default true; false waits for somebody to disarm it, as etcd does. For the alarm of the quota only.
+    pub quota_auto_disarm: bool,
     /// `--backend-batch-interval`: longest time before buffered writes are committed to the engine. Default 100 ms (0).
     pub backend_batch_interval: Duration,
     /// `--backend-batch-limit`: buffered operations that force a commit. Default 10,000 (0).

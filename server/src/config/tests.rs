@@ -9,7 +9,7 @@ use super::*;
 const ETCD_FLAGS: &str = include_str!("../../tests/fixtures/etcd-flags.json");
 
 /// Flags of our own, which etcd does not have.
-const OWN_FLAGS: &[&str] = &["storage-engine", "memory-budget"];
+const OWN_FLAGS: &[&str] = &["storage-engine", "memory-budget", "quota-auto-disarm"];
 
 fn try_load(args: &[&str], variables: &[(&str, &str)]) -> Result<Invocation, Error> {
     load(

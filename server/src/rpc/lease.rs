@@ -20,7 +20,7 @@ use super::status::with_grpc_go_texts;
 use super::{fill, leader_lost, requires_leader};
 use crate::apply::Response as Applied;
 use crate::member::Member;
-use crate::{Error, Result, lease};
+use crate::{Error, Result, lease, quota};
 
 /// The service over a member.
 #[derive(Clone)]
@@ -70,6 +70,7 @@ impl Lease for LeaseService {
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         let mut request = request.into_inner();
+        self.member.check_quota(quota::LEASE_COST).await?;
         let is_chosen_here = request.id == 0;
         // Here and not at apply, which must not depend on this member's flags.
         request.ttl = request.ttl.max(ttl_secs_min(&self.member));

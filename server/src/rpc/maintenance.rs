@@ -1,9 +1,10 @@
-//! The Maintenance service: status, alarms, hashes and defragmentation of this member.
+//! The Maintenance service: status, alarms, hashes, backups and defragmentation of this member.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
+use kv_mvcc::EtcdPart;
 use kv_proto::command::Body;
 use kv_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use kv_proto::etcdserverpb::maintenance_server::Maintenance;
@@ -13,13 +14,14 @@ use kv_proto::etcdserverpb::{
     MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
     StatusResponse,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::fill;
 use super::kv::unexpected;
 use crate::apply::Response as Applied;
 use crate::member::Member;
-use crate::{Error, build, downgrade, quota, reconfigure};
+use crate::{backup, build, downgrade, quota, reconfigure};
 
 /// The service over a member.
 #[derive(Clone)]
@@ -121,7 +123,19 @@ impl Maintenance for MaintenanceService {
         &self,
         _: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Error::Unimplemented("kvd: snapshots are not available yet").into())
+        let version = self.0.storage_version().map(|v| v.to_string());
+        let version = version.unwrap_or_default();
+        let parts = ReceiverStream::new(backup::send(self.0.clone())?);
+        let messages = parts.map(move |part| -> Result<SnapshotResponse, Status> {
+            let EtcdPart { blob, remaining } = part?;
+            Ok(SnapshotResponse {
+                header: None,
+                remaining_bytes: remaining,
+                blob,
+                version: version.clone(),
+            })
+        });
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn move_leader(

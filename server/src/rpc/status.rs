@@ -175,6 +175,13 @@ mod tests {
     }
 
     #[test]
+    fn overload_is_told_in_etcds_words() {
+        let status = Status::from(Error::TooManyRequests);
+        assert_eq!(status.code(), Code::Unknown);
+        assert_eq!(status.message(), "etcdserver: too many requests");
+    }
+
+    #[test]
     fn a_compacted_revision_keeps_its_code() {
         let status = with_grpc_go_texts(Error::Compacted.into());
         assert_eq!(status.code(), Code::OutOfRange);
