@@ -37,6 +37,7 @@ mod txn;
 mod watch;
 
 pub use client::{Client, Config, Credentials};
+pub use endpoints::was_not_sent;
 pub use error::{Code, Error, Result};
 pub use lease::KeepAlive;
 pub use maintenance::SnapshotMessages;

@@ -22,9 +22,11 @@ mod network;
 mod node;
 mod proposal;
 mod read_index;
+pub mod runtime;
 mod snapshot;
 mod state_machine;
 mod status;
+mod step_aside;
 #[cfg(test)]
 mod testing;
 mod types;

@@ -235,6 +235,12 @@ async fn next_membership(
         .await
         .map_err(|_| MembershipError::Stopped)?;
     let now = seen.membership();
+    // A leader that removed itself leads for a moment longer, and openraft, asked for another change
+    // then, breaks off or goes on without an owner of the term.
+    let own_id = node.config.member_id;
+    if !now.voter_ids().any(|id| id == own_id) {
+        return Err(MembershipError::NotLeader { leader: None });
+    }
     let mut voters: BTreeSet<u64> = now.voter_ids().collect();
     let mut members: BTreeSet<u64> = now.nodes().map(|(id, _)| *id).collect();
     match change {

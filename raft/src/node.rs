@@ -32,6 +32,7 @@ use crate::read_index::{Confirm, Confirmation, Reads};
 use crate::snapshot::{self, Shelf, SnapshotSource};
 use crate::state_machine::{Adapter, StateMachine};
 use crate::status::{Observer, Role, Status};
+use crate::step_aside;
 use crate::types::{Raft, index_of, term_of};
 use crate::wire::{self, ReadIndexAnswer};
 
@@ -71,6 +72,17 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
+    /// Newest index in the log, and newest on this member's disk.
+    pub(crate) fn log_progress(&self) -> (u64, u64) {
+        let flushed = self.log.flushed_index();
+        (self.log.last_and_committed().0, flushed)
+    }
+
+    /// Whether the core has ended, or will in a moment.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed) || self.status.has_changed().is_err()
+    }
+
     /// A member that just restarted has forgotten when it last heard from a leader, and a leader
     /// counts on its followers to elect nobody else for one lease.
     fn withholds_vote(&self) -> bool {
@@ -181,6 +193,11 @@ impl Node {
                 config,
             }),
         };
+        tokio::spawn(step_aside::run(
+            Arc::downgrade(&node.inner),
+            node.inner.config.heartbeat_interval,
+            node.inner.config.disk_patience(),
+        ));
         membership::elect_if_alone(&node.inner.raft).await?;
         Ok(node)
     }

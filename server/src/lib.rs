@@ -30,6 +30,7 @@ pub mod metrics;
 mod pages;
 mod peer;
 mod propose;
+pub mod proxy;
 mod publish;
 mod quota;
 mod range_budget;

@@ -302,7 +302,7 @@ impl Server {
             .map_or(1, |n| n.get())
             .min(wait::RPC_SHARDS);
         let threads = Arc::new(RpcThreads::start(cores, &wait, settings)?);
-        let dispatch = Dispatch::new(member.clone(), clock::wall_ms() << 20);
+        let dispatch = Dispatch::new(member.clone(), clock::wall_ms());
         accepting.extend(bound.into_iter().map(|bound| {
             let dispatch = dispatch.offering(bound.offers);
             let stop = stop_listening.clone();

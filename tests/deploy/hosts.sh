@@ -228,15 +228,15 @@ frozen_member_is_restarted() {
 	try_for 30 put "while-frozen/0"
 	put_some "while-frozen"
 	try_for 120 restarted_since "$host" "$before"
-	journal_grep_unit "$host" 'Watchdog timeout'
+	inside "$host" "journalctl --no-pager -o cat" >"$work/journal"
+	grep -m 1 'kvd.service: Watchdog timeout' "$work/journal"
 	try_for 120 has_property "$host" ActiveState active
 	cluster_is_whole
 }
 restarted_since() { [[ $(property "$1" NRestarts) -gt $2 ]]; }
-journal_grep_unit() { inside "$1" "journalctl --no-pager -o cat" | grep -m 1 "kvd.service: $2"; }
 
 rolling_restart() {
-	local host writer count
+	local host writer
 	: >"$work/retries"
 	(
 		n=0
@@ -250,18 +250,19 @@ rolling_restart() {
 		on_admin copy "$host"
 		on_host "$host" upgrade
 		on_admin healthy
+		try_for 60 more_rolled "$(rolled)" 10
 	done
 	touch "$work/restarted"
 	wait "$writer"
-	count=$(grep -c '^rolling/[0-9]*$' "$work/acknowledged")
-	echo "$count writes meanwhile, $(wc -l <"$work/retries") of them tried twice"
+	echo "$(rolled) writes meanwhile, $(wc -l <"$work/retries") of them tried twice"
 	if [[ -e $work/failed-twice ]]; then
 		cat "$work/failed-twice" "$work/output"
 		return 1
 	fi
-	[[ $count -gt 20 ]]
 	cluster_is_whole
 }
+rolled() { grep -c '^rolling/[0-9]*$' "$work/acknowledged" || true; }
+more_rolled() { [[ $(rolled) -ge $(($1 + $2)) ]]; } # before, how many more
 
 certificates_are_renewed() {
 	local before pid
@@ -304,7 +305,7 @@ nobody_crashed() {
 	local host
 	for host in n1 n2 n4; do
 		inside "$host" "journalctl --no-pager -o cat" >"$work/journal-$host"
-		fails grep -E 'kvd.*panicked at|kvd.*(SEGV|SYS)|kvd.service: Failed' "$work/journal-$host"
+		fails grep -E 'panicked at|status=[0-9]+/(SEGV|SYS|ILL|BUS)' "$work/journal-$host"
 	done
 }
 

@@ -3,7 +3,7 @@
 
 declare -A address=([n1]=10.0.0.1 [n2]=10.0.0.2 [n3]=10.0.0.3 [n4]=10.0.0.4)
 declare -A host_of=([10.0.0.1]=n1 [10.0.0.2]=n2 [10.0.0.3]=n3 [10.0.0.4]=n4)
-# The process id of a host's systemd-nspawn is in $work/HOST.pid.
+# The process id of what keeps a host on is in $work/HOST.pid.
 
 # The bridge is in this namespace, where the admin machine is too.
 make_network() {
@@ -21,6 +21,7 @@ make_host() { # host
 	# Without one systemd takes this for the first boot ever, and asks questions on the console.
 	tr -d - </proc/sys/kernel/random/uuid >"$work/$1/etc/machine-id"
 	echo "$1" >"$work/$1/etc/hostname"
+	mkdir -p "$work/$1/var/log/journal" # kept over reboots
 	ip netns add "$1"
 	ip link add "port-$1" type veth peer name eth0 netns "$1"
 	ip link set "port-$1" master hub up
@@ -36,19 +37,30 @@ boot() { # host
 }
 
 power_on() { # host
-	(
-		# Each systemd needs control groups of its own, in every hierarchy there is.
-		local hierarchy
-		for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*/; do
-			[[ -e $hierarchy/cgroup.procs ]] || continue
-			mkdir -p "$hierarchy/$control/$1" || continue
-			# cpuset groups of version 1 begin without a processor, and take nobody.
-			echo "$BASHPID" >"$hierarchy/$control/$1/cgroup.procs" || true
-		done 2>/dev/null
-		exec systemd-nspawn --quiet --directory="$work/$1" --machine="$1" --network-namespace-path="/run/netns/$1" \
-			--boot --register=no --keep-unit --console=pipe >>"$work/$1.console" 2>&1 </dev/null
-	) &
+	keep_on "$1" >>"$work/$1.console" 2>&1 </dev/null &
 	echo $! >"$work/$1.pid"
+}
+
+# Runs the host until it is off. A container that reboots ends with 133 and is to be started again.
+keep_on() { # host
+	local code=133
+	while [[ $code -eq 133 ]]; do
+		code=0
+		(run_container "$1") || code=$?
+	done
+}
+
+run_container() { # host
+	# Each systemd needs control groups of its own, in every hierarchy there is.
+	local hierarchy
+	for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*/; do
+		[[ -e $hierarchy/cgroup.procs ]] || continue
+		mkdir -p "$hierarchy/$control/$1" || continue
+		# cpuset groups of version 1 begin without a processor, and take nobody.
+		echo "$BASHPID" >"$hierarchy/$control/$1/cgroup.procs" || true
+	done 2>/dev/null
+	exec systemd-nspawn --quiet --directory="$work/$1" --machine="$1" --network-namespace-path="/run/netns/$1" \
+		--boot --register=no --keep-unit --console=pipe
 }
 
 wait_booted() { # host
@@ -60,11 +72,7 @@ booted() { inside "$1" "systemctl is-system-running" 2>/dev/null | grep -Eqx 'st
 
 # The process id of the host's systemd, as seen from here.
 first_process() { # host
-	local pid
-	for pid in $(pgrep --parent "$(<"$work/$1.pid")"); do
-		[[ $(cat "/proc/$pid/comm") == systemd ]] && echo "$pid" && return
-	done
-	return 1
+	pgrep --parent "$(pgrep --parent "$(<"$work/$1.pid")" --exact systemd-nspawn)" --exact systemd
 }
 
 # Runs a shell command on the host.

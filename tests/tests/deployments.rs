@@ -43,7 +43,10 @@ async fn static_pod_starts_with_its_own_command_line_and_answers_its_probes() {
 
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
         let get = &container[probe]["httpGet"];
-        assert_eq!((&get["scheme"], &get["host"]), (&"HTTP".into(), &"127.0.0.1".into()));
+        assert_eq!(
+            (&get["scheme"], &get["host"]),
+            (&"HTTP".into(), &"127.0.0.1".into())
+        );
         let port = place.ports[&get["port"].as_u64().unwrap().to_string()];
         member.answers(port, get["path"].as_str().unwrap()).await;
     }
@@ -242,7 +245,8 @@ impl Member {
     async fn answers(&mut self, port: u16, path: &str) {
         self.until(|| async {
             let mut stream = connect(port).await?;
-            let request = format!("GET {path} HTTP/1.1\r\nHost: member\r\nConnection: close\r\n\r\n");
+            let request =
+                format!("GET {path} HTTP/1.1\r\nHost: member\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;

@@ -12,7 +12,7 @@ use kv_proto::etcdserverpb::{CompactionRequest, PutRequest, kv_client::KvClient}
 use kv_tests::cluster::{Cluster, until};
 use tokio::task::JoinSet;
 
-/// A short log: raft still purges a thousand entries at a time.
+/// A short log, purged after as few entries.
 const FLAGS: &[&str] = &[
     "--snapshot-count",
     "100",

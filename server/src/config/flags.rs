@@ -294,7 +294,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("grpc-keepalive-timeout", "20s", Target::Duration(|c| &mut c.grpc_keepalive_timeout), "Wait for the answer to a ping. 0: for ever."),
     Flag::new("socket-reuse-port", "false", Target::Bool(|c| &mut c.socket_reuse_port), "Set SO_REUSEPORT on listeners.").yaml("socket-options.reuse-port").accepted("listeners are not shared"),
     Flag::new("socket-reuse-address", "false", Target::Bool(|c| &mut c.socket_reuse_address), "Set SO_REUSEADDR on listeners.").yaml("socket-options.reuse-address").accepted("it is always set"),
-    Flag::new("enable-grpc-gateway", "true", Target::Bool(|c| &mut c.enable_grpc_gateway), "Serve JSON under /v3/.").accepted("the JSON gateway is not available yet"),
+    Flag::new("enable-grpc-gateway", "true", Target::Bool(|c| &mut c.enable_grpc_gateway), "Serve JSON under /v3/."),
     Flag::new("raft-read-timeout", "5s", Target::Checked(Form::Duration), "Read deadline of peer connections.").not_in_file().accepted(OWN_DEADLINES),
     Flag::new("raft-write-timeout", "5s", Target::Checked(Form::Duration), "Write deadline of peer connections.").not_in_file().accepted(OWN_DEADLINES),
     // Clustering.

@@ -31,8 +31,9 @@ pub(crate) struct LeaseService {
 }
 
 impl LeaseService {
-    /// `first_id` must differ at each start: ids chosen before may still be in use.
-    pub(crate) fn new(member: Arc<Member>, first_id: u64) -> LeaseService {
+    /// `started_wall_ms` is when this member started: ids that it or another chose before may still be in use.
+    pub(crate) fn new(member: Arc<Member>, started_wall_ms: u64) -> LeaseService {
+        let first_id = first_id(member.id, started_wall_ms);
         LeaseService {
             member,
             next_id: Arc::new(AtomicU64::new(first_id)),
@@ -49,6 +50,13 @@ impl LeaseService {
     }
 }
 
+/// The end of the member's id, then the time, then room to count: members that start in the same millisecond choose apart.
+///
+/// Source: etcd 3.7, pkg/idutil.
+fn first_id(member: u64, wall_ms: u64) -> u64 {
+    member << 48 | (wall_ms & ((1 << 40) - 1)) << 8
+}
+
 /// The shortest time to live a lease may have: one and a half election timeouts, in whole seconds. Source: etcd 3.7.
 fn ttl_secs_min(member: &Member) -> i64 {
     let timeout_ms = member.config.election_timeout.as_millis();
@@ -63,17 +71,23 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         let mut request = request.into_inner();
         self.member.check_quota(quota::LEASE_COST).await?;
-        if request.id == 0 {
-            request.id = self.choose_id();
-        }
+        let is_chosen_here = request.id == 0;
         // Here and not at apply, which must not depend on this member's flags.
         request.ttl = request.ttl.max(ttl_secs_min(&self.member));
-        match self.member.propose(Body::LeaseGrant(request)).await? {
-            Applied::LeaseGrant(mut response) => {
-                response.header = fill(&self.member, response.header);
-                Ok(Response::new(response))
+        loop {
+            if is_chosen_here {
+                request.id = self.choose_id();
             }
-            other => Err(unexpected(&other)),
+            match self.member.propose(Body::LeaseGrant(request)).await {
+                // A client may have chosen this id before us; it did not ask for it now.
+                Err(Error::LeaseExists) if is_chosen_here => {}
+                Err(error) => return Err(error.into()),
+                Ok(Applied::LeaseGrant(mut response)) => {
+                    response.header = fill(&self.member, response.header);
+                    return Ok(Response::new(response));
+                }
+                Ok(other) => return Err(unexpected(&other)),
+            }
         }
     }
 
@@ -153,5 +167,18 @@ impl Lease for LeaseService {
         let leases = ids.into_iter().map(|id| LeaseStatus { id }).collect();
         let header = Some(self.member.header(self.member.store.revision()));
         Ok(Response::new(LeaseLeasesResponse { header, leases }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_that_start_in_the_same_millisecond_choose_different_lease_ids() {
+        let now = 1_795_750_389_170;
+        // They differ by more than either will ever count.
+        assert!(first_id(0x53b5_8af1, now).abs_diff(first_id(0x53b5_8af2, now)) >= 1 << 48);
+        assert_eq!(first_id(7, now + 1) - first_id(7, now), 256);
     }
 }

@@ -3,11 +3,16 @@
 mod auth;
 mod cluster;
 mod dispatch;
+mod election;
+mod gateway;
 mod health;
+mod inside;
 mod kv;
 mod large_range;
 mod lease;
+mod lock;
 mod maintenance;
+mod queue;
 mod status;
 mod validate;
 mod watch;

@@ -11,9 +11,8 @@ use ::http::header::CONTENT_TYPE;
 use ::http::{HeaderMap, HeaderValue, Request, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::unfold;
-use http_body::Frame;
+use http_body::{Body as HttpBody, Frame};
 use http_body_util::StreamBody;
-use hyper::body::Incoming;
 use kv_mvcc::watch::{StreamOptions, WatchCreate, WatchOutput, WatchStream};
 use kv_proto::etcdserverpb::watch_request::RequestUnion;
 use kv_proto::etcdserverpb::{ResponseHeader, WatchRequest};
@@ -21,6 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::body::Body;
 use tonic::{Status, Streaming};
 use tonic_prost::ProstDecoder;
+use tower::BoxError;
 
 use super::status::with_grpc_go_texts;
 use super::{leader_lost, requires_leader};
@@ -43,7 +43,11 @@ pub(crate) struct WatchService(pub(crate) Arc<Member>);
 
 impl WatchService {
     /// Answers the one method of the service, `Watch`. Messages above `receive_max` bytes end the stream.
-    pub(crate) fn watch(&self, request: Request<Incoming>, receive_max: usize) -> Response<Body> {
+    pub(crate) fn watch<B>(&self, request: Request<B>, receive_max: usize) -> Response<Body>
+    where
+        B: HttpBody + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
         let member = self.0.clone();
         let (head, body) = request.into_parts();
         let requests =

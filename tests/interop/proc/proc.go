@@ -31,12 +31,14 @@ type Options struct {
 	Label string
 	// Bin is the server binary.
 	Bin string
-	// Args are appended after the flags this package sets.
+	// Args are appended after the flags this package sets; {dir} in them is the server's folder, {url} its client URL.
 	Args []string
 	// TLS switches the client port to https.
 	TLS *TLSFiles
 	// Prepare is called before the first start, to fill the data folder.
 	Prepare func(*Server) error
+	// name and cluster are those of a member of several; empty for a server alone.
+	name, cluster string
 }
 
 // TLSFiles are the certificate flags of the server and the configuration a client needs to reach it.
@@ -115,20 +117,28 @@ func (s *Server) Run() error {
 		return err
 	}
 	peer := s.PeerURL()
+	name, cluster := s.name, s.cluster
+	if name == "" {
+		name, cluster = Name, Name+"="+peer
+	}
 	args := []string{
-		"--name=" + Name,
+		"--name=" + name,
 		"--data-dir=" + s.DataDir(),
 		"--listen-client-urls=" + s.URL(),
 		"--advertise-client-urls=" + s.URL(),
 		"--listen-peer-urls=" + peer,
 		"--initial-advertise-peer-urls=" + peer,
-		"--initial-cluster=" + Name + "=" + peer,
+		"--initial-cluster=" + cluster,
 	}
 	if s.TLS != nil {
 		args = append(args, "--cert-file="+s.TLS.Cert, "--key-file="+s.TLS.Key,
 			"--trusted-ca-file="+s.TLS.TrustedCA, "--client-cert-auth=true")
 	}
-	s.cmd = exec.Command(s.Bin, append(args, s.Args...)...)
+	own := strings.NewReplacer("{dir}", s.dir, "{url}", s.URL())
+	for _, arg := range s.Args {
+		args = append(args, own.Replace(arg))
+	}
+	s.cmd = exec.Command(s.Bin, args...)
 	s.cmd.Dir = s.dir
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	// A killed test run must not leave servers behind.
@@ -198,6 +208,9 @@ func (s *Server) DataDir() string { return filepath.Join(s.dir, "data") }
 
 // PeerURL is the URL of the peer listener.
 func (s *Server) PeerURL() string { return "http://" + s.PeerAddr() }
+
+// Dir is the folder of the server, with its data folder inside.
+func (s *Server) Dir() string { return s.dir }
 
 // PeerAddr is host:port of the peer listener.
 func (s *Server) PeerAddr() string { return fmt.Sprintf("127.0.0.1:%d", s.peerPort) }
