@@ -27,6 +27,7 @@ use crate::{
         lease::LeaseCommand,
         member::{MemberCommand, MoveLeaderArgs},
         put::PutArgs,
+        snapshot::SnapshotCommand,
         txn::TxnArgs,
         version::VersionArgs,
         watch::WatchArgs,
@@ -198,6 +199,9 @@ pub(crate) enum Command {
     Alarm(AlarmCommand),
     /// Defragments the storage of the members at the given endpoints
     Defrag(DefragArgs),
+    /// Saves, examines and restores backups
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Makes the certificates of a cluster
     #[command(subcommand)]
     Cert(CertCommand),

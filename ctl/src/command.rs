@@ -11,6 +11,7 @@ pub(crate) mod get;
 pub(crate) mod lease;
 pub(crate) mod member;
 pub(crate) mod put;
+pub(crate) mod snapshot;
 mod stdin;
 pub(crate) mod txn;
 pub(crate) mod version;
@@ -54,6 +55,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Endpoint(args) => endpoint::run(&session, args).await,
         Command::Alarm(command) => alarm::run(&session, command).await,
         Command::Defrag(args) => defrag::run(&session, args).await,
+        Command::Snapshot(command) => snapshot::run(&session, command).await,
         Command::Cert(_) | Command::Version(_) | Command::Completion(_) | Command::Options => {
             Ok(())
         }

@@ -9,6 +9,7 @@ mod protobuf;
 mod simple;
 mod table;
 
+use kv_mvcc::etcd_file::EtcdFileStatus;
 use kv_proto::etcdserverpb::{
     AlarmResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
     LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, MemberAddResponse,
@@ -85,6 +86,8 @@ pub(crate) enum Answer<'a> {
     Status(&'a [(String, StatusResponse)]),
     /// `endpoint hashkv`: endpoints with their answers.
     HashKv(&'a [(String, HashKvResponse)]),
+    /// `snapshot status`.
+    SnapshotStatus(&'a EtcdFileStatus),
     /// `alarm list` and `alarm disarm`.
     Alarms(&'a AlarmResponse),
 }

@@ -13,16 +13,18 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
 use crate::commandpb::{
-    ClusterBegin, ClusterVersionSet, MemberAdd, MemberPromote, MemberPublish, MemberRemove,
-    MemberUpdate,
+    ClusterBegin, ClusterForce, ClusterVersionSet, DowngradeSet, MemberAdd, MemberPromote,
+    MemberPublish, MemberRemove, MemberUpdate, QuotaAlarm,
 };
 use crate::etcdserverpb::{
     AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseCheckpointRequest, LeaseGrantRequest,
     LeaseRevokeRequest, PutRequest, TxnRequest,
 };
 
-/// The newest command version this build writes and applies.
-pub const VERSION_MAX: u16 = 1;
+/// The oldest command version this build applies.
+pub const VERSION_MIN: u16 = 1;
+/// The newest command version this build writes and applies; see [`version_max`].
+const VERSION_MAX: u16 = 1;
 /// Bytes of the fixed header.
 pub const HEADER_BYTES: usize = 24;
 
@@ -48,8 +50,9 @@ pub enum Error {
     },
     /// A newer build wrote the entry.
     #[error(
-        "command kind {kind} version {version} is newer than this build, which knows up to version {VERSION_MAX}: \
-         start a build that supports version {version}"
+        "command kind {kind} version {version} is newer than this build, which knows up to version {}: \
+         start a build that supports version {version}",
+        version_max()
     )]
     Unknown {
         /// Kind number found.
@@ -81,6 +84,14 @@ macro_rules! commands {
         pub enum Body { $($name($message),)* }
 
         impl Body {
+            /// The command version that a member must know to apply this.
+            pub fn version(&self) -> u16 {
+                if later::needs_later_build(self) {
+                    return VERSION_MAX + 1;
+                }
+                1
+            }
+
             fn kind(&self) -> u16 {
                 match self { $(Body::$name(_) => $number,)* }
             }
@@ -117,6 +128,43 @@ macro_rules! commands {
     };
 }
 
+/// The newest command version this build writes and applies.
+pub fn version_max() -> u16 {
+    if later::is_pretended() {
+        return VERSION_MAX + 1;
+    }
+    VERSION_MAX
+}
+
+#[doc(hidden)]
+pub mod later {
+    //! A build of the future, for tests of rolling upgrades: one command version more, which puts of keys that begin
+    //! with [`KEY_PREFIX`] need. Only a program of the tests pretends to be one.
+
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::Body;
+
+    /// Puts of such keys are commands of the further version.
+    pub const KEY_PREFIX: &[u8] = b"later/";
+
+    static PRETENDED: AtomicBool = AtomicBool::new(false);
+
+    /// From now on this process is the later build.
+    pub fn pretend() {
+        PRETENDED.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this process is the later build.
+    pub fn is_pretended() -> bool {
+        PRETENDED.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn needs_later_build(body: &Body) -> bool {
+        is_pretended() && matches!(body, Body::Put(put) if put.key.starts_with(KEY_PREFIX))
+    }
+}
+
 commands! {
     1 Put(PutRequest),
     2 DeleteRange(DeleteRangeRequest),
@@ -133,6 +181,9 @@ commands! {
     13 MemberRemove(MemberRemove),
     14 MemberUpdate(MemberUpdate),
     20 ClusterBegin(ClusterBegin),
+    24 DowngradeSet(DowngradeSet),
+    25 ClusterForce(ClusterForce),
+    60 QuotaAlarm(QuotaAlarm),
 }
 
 impl Command {
@@ -140,7 +191,7 @@ impl Command {
     pub fn encode(&self) -> Bytes {
         let mut buf = BytesMut::with_capacity(HEADER_BYTES + self.body.encoded_len());
         buf.put_u16_le(self.body.kind());
-        buf.put_u16_le(1);
+        buf.put_u16_le(self.body.version());
         buf.put_u32_le(0);
         buf.put_u64_le(self.origin);
         buf.put_u64_le(self.request_id);
@@ -158,7 +209,7 @@ impl Command {
         let reserved = bytes.get_u32_le();
         let origin = bytes.get_u64_le();
         let request_id = bytes.get_u64_le();
-        if version == 0 || version > VERSION_MAX || reserved != 0 {
+        if version < VERSION_MIN || version > version_max() || reserved != 0 {
             return Err(Error::Unknown { kind, version });
         }
         Ok(Command {

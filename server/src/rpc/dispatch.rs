@@ -35,6 +35,7 @@ use super::gateway::GatewayService;
 use super::health::HealthService;
 use super::inside::Inside;
 use super::kv::KvService;
+use super::large_range::{InPieces, LargeRange};
 use super::lease::LeaseService;
 use super::lock::LockService;
 use super::maintenance::MaintenanceService;
@@ -114,8 +115,8 @@ pub(crate) enum Offers {
 }
 
 impl Dispatch {
-    /// `first_lease_id` must differ at each start of the process.
-    pub(crate) fn new(member: Arc<Member>, first_lease_id: u64) -> Dispatch {
+    /// `started_wall_ms` is when the process started.
+    pub(crate) fn new(member: Arc<Member>, started_wall_ms: u64) -> Dispatch {
         let receive_max =
             usize::try_from(member.config.grpc_receive_bytes_max()).unwrap_or(usize::MAX);
         // Answers are as large as the data: clients receive up to 2 GiB.
@@ -133,7 +134,7 @@ impl Dispatch {
             receive_max,
         });
         let pages = Pages::new(member.clone(), member.metrics.clone(), front);
-        let lease = LeaseService::new(member.clone(), first_lease_id);
+        let lease = LeaseService::new(member.clone(), started_wall_ms);
         let inside = Inside {
             kv: KvService(member.clone()),
             lease: lease.clone(),
@@ -178,7 +179,7 @@ impl Dispatch {
     }
 
     /// Answers a gRPC request, of a connection or of the gateway.
-    pub(super) fn grpc<B>(&self, request: Request<B>) -> Answer
+    pub(super) fn grpc<B>(&self, mut request: Request<B>) -> Answer
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError> + Send,
@@ -209,7 +210,10 @@ impl Dispatch {
             started,
         };
         let answer: Answer = match service {
-            "etcdserverpb.KV" => services.kv.clone().call(request),
+            "etcdserverpb.KV" => {
+                request.extensions_mut().insert(InPieces);
+                services.kv.clone().call(request)
+            }
             "etcdserverpb.Watch" => {
                 let response = services.watch.watch(request, services.receive_max);
                 Box::pin(std::future::ready(Ok(response)))
@@ -230,6 +234,7 @@ impl Dispatch {
                     Err(_) => Status::from(Error::DeadlineExceeded).into_http(),
                 },
             };
+            let response = LargeRange::replace_body(response);
             Ok(call.counted(in_grpc_gos_words(response)))
         })
     }

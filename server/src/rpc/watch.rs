@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ::http::header::CONTENT_TYPE;
 use ::http::{HeaderMap, HeaderValue, Request, Response};
@@ -23,8 +22,8 @@ use tonic::{Status, Streaming};
 use tonic_prost::ProstDecoder;
 use tower::BoxError;
 
-use super::requires_leader;
 use super::status::with_grpc_go_texts;
+use super::{leader_lost, requires_leader};
 use crate::Error;
 use crate::listener;
 use crate::member::Member;
@@ -220,26 +219,6 @@ async fn read_requests(
             // Closing the send side does not end the watch.
             Ok(None) => return None,
             Err(status) => return Some(with_grpc_go_texts(status)),
-        }
-    }
-}
-
-/// Resolves when there was no leader for three election timeouts, and never unless `needed`.
-async fn leader_lost(member: Arc<Member>, needed: bool) {
-    if !needed {
-        return std::future::pending().await;
-    }
-    let mut status = member.node.watch_status();
-    let patience: Duration = member.config.election_timeout * 3;
-    loop {
-        if status.wait_for(|s| s.leader.is_none()).await.is_err() {
-            return;
-        }
-        if tokio::time::timeout(patience, status.wait_for(|s| s.leader.is_some()))
-            .await
-            .is_err()
-        {
-            return;
         }
     }
 }

@@ -35,6 +35,8 @@ type Options struct {
 	Args []string
 	// TLS switches the client port to https.
 	TLS *TLSFiles
+	// Prepare is called before the first start, to fill the data folder.
+	Prepare func(*Server) error
 	// name and cluster are those of a member of several; empty for a server alone.
 	name, cluster string
 }
@@ -56,6 +58,9 @@ type Server struct {
 	exited     chan struct{}
 	log        *os.File
 }
+
+// Name is what every server is called in its cluster of one.
+const Name = "interop"
 
 // startAttempts covers the gap between choosing a free port and the server binding it.
 const startAttempts = 3
@@ -92,6 +97,9 @@ func start(opts Options) (*Server, error) {
 	if s.clientPort, err = freePort(); err == nil {
 		s.peerPort, err = freePort()
 	}
+	if err == nil && opts.Prepare != nil {
+		err = opts.Prepare(s)
+	}
 	if err == nil {
 		err = s.Run()
 	}
@@ -108,14 +116,14 @@ func (s *Server) Run() error {
 	if s.log, err = os.OpenFile(s.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err != nil {
 		return err
 	}
-	peer := fmt.Sprintf("http://127.0.0.1:%d", s.peerPort)
+	peer := s.PeerURL()
 	name, cluster := s.name, s.cluster
 	if name == "" {
-		name, cluster = "interop", "interop="+peer
+		name, cluster = Name, Name+"="+peer
 	}
 	args := []string{
 		"--name=" + name,
-		"--data-dir=" + filepath.Join(s.dir, "data"),
+		"--data-dir=" + s.DataDir(),
 		"--listen-client-urls=" + s.URL(),
 		"--advertise-client-urls=" + s.URL(),
 		"--listen-peer-urls=" + peer,
@@ -194,6 +202,12 @@ func (s *Server) URL() string {
 	}
 	return "http://" + s.Addr()
 }
+
+// DataDir is the server's own data folder.
+func (s *Server) DataDir() string { return filepath.Join(s.dir, "data") }
+
+// PeerURL is the URL of the peer listener.
+func (s *Server) PeerURL() string { return "http://" + s.PeerAddr() }
 
 // Dir is the folder of the server, with its data folder inside.
 func (s *Server) Dir() string { return s.dir }
