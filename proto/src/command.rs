@@ -1,9 +1,15 @@
 //! What one log entry carries: a fixed header and the body, an API message.
 //!
 //! ```text
-//! 0          2             4       8            16               24
-//! | kind u16 | version u16 | 0 u32 | origin u64 | request id u64 | body: protobuf of the kind ...   (little endian)
+//! 0          2             4            8            16               24
+//! | kind u16 | version u16 | caller u32 | origin u64 | request id u64 | caller | body: protobuf of the kind ...
+//!
+//! caller     0 1, a user | 1 auth revision u64 | 9 name       absent when the field of its length is 0
+//!            0 2, the proposing member itself                 (all little endian)
 //! ```
+//! Version 1 has no caller. Version 2 is written where there is one, and for the kinds of auth: apply decides by the
+//! caller what is permitted, so a build that does not know of callers must not apply the command.
+//!
 //! Origin is the id of the proposing member; the request id is unique to it and to its process start. That
 //! member's own apply loop answers the waiter the two name. A kind, version or body field that this build does not know is an error that stops
 //! the member: a replica that guesses is worse than a stopped one. A stored fixture of each version
@@ -13,18 +19,82 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
 use crate::commandpb::{
-    ClusterBegin, ClusterVersionSet, MemberAdd, MemberPromote, MemberPublish, MemberRemove,
-    MemberUpdate,
+    AuthDisable, AuthEnable, AuthUserAdd, AuthUserChangePassword, Authenticate, ClusterBegin,
+    ClusterVersionSet, MemberAdd, MemberPromote, MemberPublish, MemberRemove, MemberUpdate,
 };
 use crate::etcdserverpb::{
-    AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseCheckpointRequest, LeaseGrantRequest,
-    LeaseRevokeRequest, PutRequest, TxnRequest,
+    AlarmRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGrantPermissionRequest,
+    AuthRoleRevokePermissionRequest, AuthUserDeleteRequest, AuthUserGrantRoleRequest,
+    AuthUserRevokeRoleRequest, CompactionRequest, DeleteRangeRequest, LeaseCheckpointRequest,
+    LeaseGrantRequest, LeaseRevokeRequest, PutRequest, TxnRequest,
 };
 
 /// The newest command version this build writes and applies.
-pub const VERSION_MAX: u16 = 1;
+pub const VERSION_MAX: u16 = 2;
 /// Bytes of the fixed header.
 pub const HEADER_BYTES: usize = 24;
+/// Kinds from here to [`AUTH_KIND_MAX`] are those of auth, and came with version 2.
+const AUTH_KIND_MIN: u16 = 32;
+const AUTH_KIND_MAX: u16 = 63;
+/// First byte of a caller.
+const CALLER_USER: u8 = 1;
+const CALLER_MEMBER: u8 = 2;
+/// Bytes of a user before its name.
+const CALLER_USER_BYTES: usize = 9;
+
+/// Who wants a command applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Caller {
+    /// Nobody said who they are.
+    #[default]
+    Nobody,
+    /// The proposing member, for what it does by itself.
+    Member,
+    /// A user whose identity was checked before.
+    User {
+        /// The user's name; a certificate may have an empty one.
+        name: String,
+        /// Revision of the auth state that the identity was checked against, or that its token names.
+        revision: u64,
+    },
+}
+
+impl Caller {
+    fn encoded_len(&self) -> usize {
+        match self {
+            Caller::Nobody => 0,
+            Caller::Member => 1,
+            Caller::User { name, .. } => CALLER_USER_BYTES + name.len(),
+        }
+    }
+
+    fn encode_raw(&self, buf: &mut BytesMut) {
+        match self {
+            Caller::Nobody => {}
+            Caller::Member => buf.put_u8(CALLER_MEMBER),
+            Caller::User { name, revision } => {
+                buf.put_u8(CALLER_USER);
+                buf.put_u64_le(*revision);
+                buf.put_slice(name.as_bytes());
+            }
+        }
+    }
+
+    fn decode(mut bytes: Bytes) -> Option<Caller> {
+        if bytes.is_empty() {
+            return Some(Caller::Nobody);
+        }
+        match bytes.get_u8() {
+            CALLER_MEMBER if bytes.is_empty() => Some(Caller::Member),
+            CALLER_USER => {
+                let revision = bytes.try_get_u64_le().ok()?;
+                let name = std::str::from_utf8(&bytes).ok()?.to_owned();
+                Some(Caller::User { name, revision })
+            }
+            _ => None,
+        }
+    }
+}
 
 /// One command, decoded.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +103,8 @@ pub struct Command {
     pub origin: u64,
     /// Names the waiter on the proposing member; 0 when nobody waits.
     pub request_id: u64,
+    /// On whose behalf; decides what is permitted while auth is enabled.
+    pub caller: Caller,
     /// What to do.
     pub body: Body,
 }
@@ -60,6 +132,12 @@ pub enum Error {
     /// The body has a field this build does not know.
     #[error("command kind {kind} has a field this build does not know: start a newer build")]
     UnknownField {
+        /// Kind number found.
+        kind: u16,
+    },
+    /// The caller is not one that this build can read.
+    #[error("command kind {kind} has a caller that cannot be read")]
+    Caller {
         /// Kind number found.
         kind: u16,
     },
@@ -133,17 +211,38 @@ commands! {
     13 MemberRemove(MemberRemove),
     14 MemberUpdate(MemberUpdate),
     20 ClusterBegin(ClusterBegin),
+    32 AuthEnable(AuthEnable),
+    33 AuthDisable(AuthDisable),
+    34 Authenticate(Authenticate),
+    35 AuthUserAdd(AuthUserAdd),
+    36 AuthUserDelete(AuthUserDeleteRequest),
+    37 AuthUserChangePassword(AuthUserChangePassword),
+    38 AuthUserGrantRole(AuthUserGrantRoleRequest),
+    39 AuthUserRevokeRole(AuthUserRevokeRoleRequest),
+    40 AuthRoleAdd(AuthRoleAddRequest),
+    41 AuthRoleDelete(AuthRoleDeleteRequest),
+    42 AuthRoleGrantPermission(AuthRoleGrantPermissionRequest),
+    43 AuthRoleRevokePermission(AuthRoleRevokePermissionRequest),
 }
 
 impl Command {
     /// The entry's bytes.
     pub fn encode(&self) -> Bytes {
-        let mut buf = BytesMut::with_capacity(HEADER_BYTES + self.body.encoded_len());
-        buf.put_u16_le(self.body.kind());
-        buf.put_u16_le(1);
-        buf.put_u32_le(0);
+        let caller_len = self.caller.encoded_len();
+        let kind = self.body.kind();
+        let version = if caller_len > 0 || is_of_auth(kind) {
+            2
+        } else {
+            1
+        };
+        let len = HEADER_BYTES + caller_len + self.body.encoded_len();
+        let mut buf = BytesMut::with_capacity(len);
+        buf.put_u16_le(kind);
+        buf.put_u16_le(version);
+        buf.put_u32_le(u32::try_from(caller_len).expect("a name is bounded by the request size"));
         buf.put_u64_le(self.origin);
         buf.put_u64_le(self.request_id);
+        self.caller.encode_raw(&mut buf);
         self.body.encode_raw(&mut buf);
         buf.freeze()
     }
@@ -155,18 +254,30 @@ impl Command {
         }
         let kind = bytes.get_u16_le();
         let version = bytes.get_u16_le();
-        let reserved = bytes.get_u32_le();
+        let caller_len = bytes.get_u32_le() as usize;
         let origin = bytes.get_u64_le();
         let request_id = bytes.get_u64_le();
-        if version == 0 || version > VERSION_MAX || reserved != 0 {
+        if version == 0
+            || version > VERSION_MAX
+            || (version == 1 && (caller_len != 0 || is_of_auth(kind)))
+        {
             return Err(Error::Unknown { kind, version });
         }
+        if caller_len > bytes.len() {
+            return Err(Error::Caller { kind });
+        }
+        let caller = Caller::decode(bytes.split_to(caller_len)).ok_or(Error::Caller { kind })?;
         Ok(Command {
             origin,
             request_id,
+            caller,
             body: Body::decode(kind, version, bytes)?,
         })
     }
+}
+
+fn is_of_auth(kind: u16) -> bool {
+    (AUTH_KIND_MIN..=AUTH_KIND_MAX).contains(&kind)
 }
 
 #[cfg(test)]
@@ -183,13 +294,52 @@ mod tests {
         Command {
             origin: 3,
             request_id: 42,
+            caller: Caller::Nobody,
             body: Body::Put(put),
+        }
+    }
+
+    fn user(name: &str, revision: u64) -> Caller {
+        Caller::User {
+            name: name.to_owned(),
+            revision,
         }
     }
 
     #[test]
     fn what_is_encoded_decodes_to_the_same() {
-        assert_eq!(Command::decode(put().encode()), Ok(put()));
+        let callers = [
+            Caller::Nobody,
+            Caller::Member,
+            user("alice", 7),
+            user("", 1),
+            user("", 0),
+        ];
+        for caller in callers {
+            let command = Command { caller, ..put() };
+            assert_eq!(Command::decode(command.encode()), Ok(command));
+        }
+        let of_auth = Command {
+            body: Body::AuthEnable(AuthEnable {}),
+            ..put()
+        };
+        assert_eq!(Command::decode(of_auth.encode()), Ok(of_auth));
+    }
+
+    #[test]
+    fn a_caller_longer_than_the_command_or_not_readable_is_refused() {
+        let with_len = |len: u8| {
+            let command = Command {
+                caller: user("\u{e9}", 7),
+                ..put()
+            };
+            let mut bytes = command.encode().to_vec();
+            bytes[4] = len;
+            Command::decode(bytes.into())
+        };
+        for len in [1, 8, 10, 200] {
+            assert_eq!(with_len(len), Err(Error::Caller { kind: 1 }), "{len}");
+        }
     }
 
     #[test]
@@ -230,6 +380,33 @@ mod tests {
             Command::decode(Bytes::from_static(b"abc")),
             Err(Error::Short { len: 3 })
         );
+    }
+
+    #[test]
+    fn the_bytes_of_version_2_never_change() {
+        let command = Command {
+            caller: user("ann", 5),
+            ..put()
+        };
+        let expect =
+            b"\x01\0\x02\0\x0c\0\0\0\x03\0\0\0\0\0\0\0\x2a\0\0\0\0\0\0\0\x01\x05\0\0\0\0\0\0\0ann\x0a\x01k\x12\x01v\x18\x07";
+        assert_eq!(&command.encode()[..], &expect[..]);
+    }
+
+    #[test]
+    fn a_kind_of_auth_is_not_of_version_1() {
+        let command = Command {
+            body: Body::AuthDisable(AuthDisable {}),
+            ..put()
+        };
+        let mut bytes = command.encode().to_vec();
+        assert_eq!(bytes[2], 2);
+        bytes[2] = 1;
+        let unknown = Error::Unknown {
+            kind: 33,
+            version: 1,
+        };
+        assert_eq!(Command::decode(bytes.into()), Err(unknown));
     }
 
     #[test]

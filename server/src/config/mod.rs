@@ -33,6 +33,7 @@ pub use self::gates::{FeatureGates, Gate, Stage};
 pub use self::help::{help_text, version_text};
 pub use self::notice::Notice;
 pub use self::url::{Scheme, Url};
+pub(crate) use self::value::parse_duration;
 
 /// The etcd API level this server answers with, in `Status.version`, `/version` and `--version`.
 pub const ETCD_VERSION: &str = "3.7.1";

@@ -36,7 +36,9 @@ use super::requires_leader;
 use super::status::with_grpc_go_texts;
 use super::watch::WatchService;
 use crate::Error;
+use crate::auth::CommonName;
 use crate::http::{Front, Listener, Pages};
+use crate::listener::Introduced;
 use crate::member::Member;
 use crate::metrics::MethodMetrics;
 
@@ -67,6 +69,8 @@ pub(crate) struct Dispatch {
     offers: Offers,
     /// The client API version that this connection sends, with its counters; one connection seldom sends two.
     version: Arc<OnceLock<ClientVersion>>,
+    /// Whom the certificate of the connection names, under `--client-cert-auth`.
+    common_name: Option<CommonName>,
 }
 
 /// All services of the member.
@@ -133,6 +137,7 @@ impl Dispatch {
             services: Arc::new(services),
             offers: Offers::Grpc,
             version: Arc::default(),
+            common_name: None,
         }
     }
 
@@ -152,10 +157,15 @@ impl Dispatch {
         }
     }
 
-    fn grpc(&self, request: Request<Incoming>) -> Answer {
+    fn grpc(&self, mut request: Request<Incoming>) -> Answer {
         let services = self.services.clone();
         if let Err(error) = self.admit(request.uri().path(), request.headers()) {
             return ready(Status::from(error));
+        }
+        if let Some(common_name) = &self.common_name
+            && services.member.auth.is_enabled()
+        {
+            request.extensions_mut().insert(common_name.clone());
         }
         let path = request.uri().path();
         let (service, name) = path
@@ -253,6 +263,14 @@ impl Dispatch {
             return Err(Error::NoLeader);
         }
         Ok(())
+    }
+}
+
+impl Introduced for Dispatch {
+    fn introduce(&mut self, common_name: String) {
+        if self.services.member.config.client_tls.client_cert_auth {
+            self.common_name = Some(CommonName(common_name.into()));
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::Stream;
 use kv_mvcc::{RangeAnswer, RangeChunk, RangeEnd, RangeQuery, RangeStream};
-use kv_proto::command::Body;
+use kv_proto::command::{Body, Caller};
 use kv_proto::etcdserverpb::kv_server::Kv;
 use kv_proto::etcdserverpb::request_op::Request as Op;
 use kv_proto::etcdserverpb::{
@@ -17,8 +17,9 @@ use kv_proto::key_range::KeyRange;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{fill, range_query, validate};
+use super::{credentials, fill, range_query, validate};
 use crate::apply::{self, Response as Applied};
+use crate::auth::{Access, Credentials};
 use crate::member::Member;
 use crate::{Error, Result};
 
@@ -34,7 +35,11 @@ const FIRST_CHUNK_KEYS: usize = 10;
 pub(crate) struct KvService(pub(crate) Arc<Member>);
 
 impl KvService {
-    async fn range_answer(&self, request: RangeRequest) -> Result<RangeAnswer> {
+    async fn range_answer(
+        &self,
+        credentials: &Credentials,
+        request: RangeRequest,
+    ) -> Result<RangeAnswer> {
         let member = &self.0;
         if !request.serializable {
             if member.cluster.is_learner(member.id) {
@@ -42,16 +47,44 @@ impl KvService {
             }
             member.reads.linearizable().await?;
         }
-        let query = range_query(request);
-        // Small, and in memory: answered on the connection's thread.
-        if is_small(&query)
-            && let Some(answer) = member.store.try_range(&query)?
-        {
-            return Ok(answer);
-        }
+        let caller = member.caller(credentials).await?;
+        let (key, range_end) = (&request.key, &request.range_end);
         member
-            .read_blocking(move |store| Ok(store.range(&query)?))
-            .await
+            .auth
+            .check_range(&caller, Access::Read, key, range_end)?;
+        let query = range_query(request);
+        let answer = async {
+            // Small, and in memory: answered on the connection's thread.
+            if is_small(&query)
+                && let Some(answer) = member.store.try_range(&query)?
+            {
+                return Ok(answer);
+            }
+            member
+                .read_blocking(move |store| Ok(store.range(&query)?))
+                .await
+        };
+        let answer = answer.await;
+        member.auth.check_unchanged(&caller)?;
+        answer
+    }
+}
+
+impl KvService {
+    async fn read_only_txn(
+        &self,
+        credentials: &Credentials,
+        request: TxnRequest,
+    ) -> Result<TxnResponse> {
+        let member = &self.0;
+        let caller = member.caller(credentials).await?;
+        let lessor = member.store.lessor();
+        member.auth.state().check_txn(&caller, lessor, &request)?;
+        let answer = member
+            .read_blocking(move |store| apply::read_only_txn(store, request))
+            .await;
+        member.auth.check_unchanged(&caller)?;
+        answer
     }
 }
 
@@ -68,6 +101,7 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
+        let credentials = credentials(&request);
         let request = request.into_inner();
         validate::range(&request)?;
         self.0.metrics.mvcc.range.inc();
@@ -76,7 +110,7 @@ impl Kv for KvService {
             kvs,
             count,
             more,
-        } = self.range_answer(request).await?;
+        } = self.range_answer(&credentials, request).await?;
         let header = Some(self.0.header(revision));
         Ok(Response::new(RangeResponse {
             header,
@@ -93,20 +127,27 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let credentials = credentials(&request);
         let request = request.into_inner();
         validate::range_stream(&request)?;
         if !request.serializable {
             self.0.reads.linearizable().await?;
         }
+        let caller = self.0.caller(&credentials).await?;
+        let (key, range_end) = (&request.key, &request.range_end);
+        self.0
+            .auth
+            .check_range(&caller, Access::Read, key, range_end)?;
         let (chunks, stream) = tokio::sync::mpsc::channel(CHUNKS_AHEAD);
-        tokio::spawn(send_chunks(self.0.clone(), request, chunks));
+        tokio::spawn(send_chunks(self.0.clone(), caller, request, chunks));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let credentials = credentials(&request);
         let request = request.into_inner();
         validate::put(&request)?;
-        match self.0.propose(Body::Put(request)).await? {
+        match self.0.propose(&credentials, Body::Put(request)).await? {
             Applied::Put(mut response) => {
                 response.header = fill(&self.0, response.header);
                 Ok(Response::new(response))
@@ -119,9 +160,14 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let credentials = credentials(&request);
         let request = request.into_inner();
         validate::delete_range(&request)?;
-        match self.0.propose(Body::DeleteRange(request)).await? {
+        match self
+            .0
+            .propose(&credentials, Body::DeleteRange(request))
+            .await?
+        {
             Applied::DeleteRange(mut response) => {
                 response.header = fill(&self.0, response.header);
                 Ok(Response::new(response))
@@ -131,17 +177,16 @@ impl Kv for KvService {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let credentials = credentials(&request);
         let request = request.into_inner();
         validate::txn(&request, self.0.config.max_txn_ops as usize)?;
         let mut response = if is_read_only(&request) {
             if !is_serializable(&request) {
                 self.0.reads.linearizable().await?;
             }
-            self.0
-                .read_blocking(move |store| apply::read_only_txn(store, request))
-                .await?
+            self.read_only_txn(&credentials, request).await?
         } else {
-            match self.0.propose(Body::Txn(request)).await? {
+            match self.0.propose(&credentials, Body::Txn(request)).await? {
                 Applied::Txn(response) => response,
                 other => return Err(unexpected(&other)),
             }
@@ -154,9 +199,15 @@ impl Kv for KvService {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
+        let credentials = credentials(&request);
+        self.0.admin(&credentials).await?;
         let request = request.into_inner();
         let physical = request.physical;
-        match self.0.propose(Body::Compaction(request)).await? {
+        match self
+            .0
+            .propose(&credentials, Body::Compaction(request))
+            .await?
+        {
             Applied::Compaction(handle) => {
                 if physical {
                     handle.wait().await.map_err(Error::from)?;
@@ -203,6 +254,7 @@ fn is_serializable(request: &TxnRequest) -> bool {
 /// The first has 10 keys, then the number doubles or halves outside half to twice the aim. Source: etcd v3.7.
 async fn send_chunks(
     member: Arc<Member>,
+    caller: Caller,
     request: RangeRequest,
     chunks: tokio::sync::mpsc::Sender<Result<RangeStreamResponse, Status>>,
 ) {
@@ -233,7 +285,13 @@ async fn send_chunks(
                 let message = RangeStreamResponse {
                     range_response: Some(response),
                 };
-                if chunks.send(Ok(message)).await.is_err() || last {
+                if chunks.send(Ok(message)).await.is_err() {
+                    return;
+                }
+                if last {
+                    if let Err(error) = member.auth.check_unchanged(&caller) {
+                        let _ = chunks.send(Err(error.into())).await;
+                    }
                     return;
                 }
             }

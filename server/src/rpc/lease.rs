@@ -4,9 +4,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use kv_proto::command::Body;
+use kv_proto::command::{Body, Caller};
 use kv_proto::etcdserverpb::lease_server::Lease;
 use kv_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
@@ -17,8 +18,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::kv::unexpected;
 use super::status::with_grpc_go_texts;
-use super::{fill, requires_leader};
+use super::{credentials, fill, requires_leader};
 use crate::apply::Response as Applied;
+use crate::auth::{Access, Credentials, State};
 use crate::member::Member;
 use crate::{Error, Result, lease};
 
@@ -49,6 +51,37 @@ impl LeaseService {
     }
 }
 
+/// Whether the caller may keep a lease alive: every key on it has to be writable.
+///
+/// This member's own view of the lease is asked, as in etcd.
+async fn check_renewal(member: &Member, credentials: &Credentials, id: i64) -> Result<()> {
+    if !member.auth.is_enabled() {
+        return Ok(());
+    }
+    let caller = member.named(credentials).await?;
+    let auth = member.auth.state();
+    auth.check_lease(&caller, member.store.lessor(), id, Access::Write)?;
+    if auth.revision() != member.auth.revision() {
+        return Err(Error::AuthOldRevision);
+    }
+    Ok(())
+}
+
+/// Whether the keys that the leader named may be shown: this member may not have known all of them before.
+fn check_seen(member: &Member, auth: &State, caller: &Caller, keys: &[Bytes]) -> Result<()> {
+    if !auth.is_enabled() {
+        return Ok(());
+    }
+    if auth.revision() != member.auth.revision() {
+        return Err(Error::AuthOldRevision);
+    }
+    if auth.check_admin(caller).is_ok() {
+        return Ok(());
+    }
+    keys.iter()
+        .try_for_each(|key| auth.check_range(caller, Access::Read, key, b""))
+}
+
 /// The shortest time to live a lease may have: one and a half election timeouts, in whole seconds. Source: etcd 3.7.
 fn ttl_secs_min(member: &Member) -> i64 {
     let timeout_ms = member.config.election_timeout.as_millis();
@@ -61,13 +94,18 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let credentials = credentials(&request);
         let mut request = request.into_inner();
         if request.id == 0 {
             request.id = self.choose_id();
         }
         // Here and not at apply, which must not depend on this member's flags.
         request.ttl = request.ttl.max(ttl_secs_min(&self.member));
-        match self.member.propose(Body::LeaseGrant(request)).await? {
+        match self
+            .member
+            .propose(&credentials, Body::LeaseGrant(request))
+            .await?
+        {
             Applied::LeaseGrant(mut response) => {
                 response.header = fill(&self.member, response.header);
                 Ok(Response::new(response))
@@ -80,11 +118,9 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        match self
-            .member
-            .propose(Body::LeaseRevoke(request.into_inner()))
-            .await?
-        {
+        let credentials = credentials(&request);
+        let body = Body::LeaseRevoke(request.into_inner());
+        match self.member.propose(&credentials, body).await? {
             Applied::LeaseRevoke(mut response) => {
                 response.header = fill(&self.member, response.header);
                 Ok(Response::new(response))
@@ -101,9 +137,10 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let needs_leader = requires_leader(request.metadata().as_ref());
-        let state = Some((self.member.clone(), request.into_inner()));
+        let credentials = credentials(&request);
+        let state = Some((self.member.clone(), credentials, request.into_inner()));
         let responses = unfold(state, move |state| async move {
-            let (member, mut requests) = state?;
+            let (member, credentials, mut requests) = state?;
             let message = tokio::select! {
                 message = requests.message() => message,
                 () = member.stopping.cancelled() => return Some((Err(Error::Stopped.into()), None)),
@@ -118,10 +155,14 @@ impl Lease for LeaseService {
             }
             // Taken before the renewal: a client must not see a renewal at a revision that already revoked the lease.
             let header = Some(member.header(member.store.revision()));
-            match lease::renew(&member, id).await {
+            let renewed = match check_renewal(&member, &credentials, id).await {
+                Ok(()) => lease::renew(&member, id).await,
+                Err(error) => Err(error),
+            };
+            match renewed {
                 Ok(ttl) => Some((
                     Ok(LeaseKeepAliveResponse { header, id, ttl }),
-                    Some((member, requests)),
+                    Some((member, credentials, requests)),
                 )),
                 Err(error) => Some((Err(error.into()), None)),
             }
@@ -133,8 +174,19 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let member = &self.member;
+        let caller = member.named(&credentials(&request)).await?;
         let request = request.into_inner();
-        let seen = lease::look(&self.member, request.id, request.keys).await?;
+        let auth = member.auth.state();
+        // The keys are what has to be readable, so without them nothing has.
+        if request.keys {
+            let lessor = member.store.lessor();
+            auth.check_lease(&caller, lessor, request.id, Access::Read)?;
+        }
+        let seen = lease::look(member, request.id, request.keys).await?;
+        if request.keys {
+            check_seen(member, &auth, &caller, &seen.keys)?;
+        }
         let response = LeaseTimeToLiveResponse {
             header: Some(self.member.header(self.member.store.revision())),
             id: request.id,
@@ -147,9 +199,19 @@ impl Lease for LeaseService {
 
     async fn lease_leases(
         &self,
-        _request: Request<LeaseLeasesRequest>,
+        request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let ids = self.member.store.lessor().leases();
+        let member = &self.member;
+        let lessor = member.store.lessor();
+        let caller = member.named(&credentials(&request)).await?;
+        let auth = member.auth.state();
+        let ids = lessor.leases();
+        for &id in &ids {
+            auth.check_lease(&caller, lessor, id, Access::Read)?;
+        }
+        if auth.revision() != member.auth.revision() {
+            return Err(Error::AuthOldRevision.into());
+        }
         let leases = ids.into_iter().map(|id| LeaseStatus { id }).collect();
         let header = Some(self.member.header(self.member.store.revision()));
         Ok(Response::new(LeaseLeasesResponse { header, leases }))
