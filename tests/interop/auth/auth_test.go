@@ -256,7 +256,7 @@ func TestEveryRefusalIsEtcds(t *testing.T) {
 	if err := p.login("alice", "new"); err != nil {
 		t.Fatal(err)
 	}
-	p.ok("root", "hash as given", func(c caller) (proto.Message, error) {
+	p.refused("root", noPasswordUser, "hash as given", func(c caller) (proto.Message, error) {
 		return c.auth().UserChangePassword(c.ctx, &pb.AuthUserChangePasswordRequest{Name: "alice", HashedPassword: "####"})
 	})
 	p.ok("root", "no password given", userPassword("alice", ""))
@@ -320,7 +320,7 @@ func TestEachCallAsksForItsPermission(t *testing.T) {
 		"range":      {Key: []byte("a"), RangeEnd: []byte("c")},
 		"range past": {Key: []byte("a"), RangeEnd: []byte("c\x00")},
 		"range from": {Key: []byte("a"), RangeEnd: []byte("\x00")},
-		"range none": {Key: []byte("b"), RangeEnd: []byte("a")},
+		"range none": {Key: []byte("aa"), RangeEnd: []byte("a")},
 		"none of d":  {Key: []byte("d"), RangeEnd: []byte("a")},
 		"all":        {Key: []byte("\x00"), RangeEnd: []byte("\x00")},
 		"count":      {Key: []byte("a"), RangeEnd: []byte("d"), CountOnly: true},
