@@ -16,6 +16,9 @@ use crate::{
     retry::{self, Repeat},
 };
 
+/// What a page may take beside its connection.
+const HTTP_GET_MAX: Duration = Duration::from_secs(5);
+
 /// How a client reaches its cluster.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -120,6 +123,31 @@ impl Client {
     /// What this client was made with.
     pub fn config(&self) -> &Config {
         &self.shared.config
+    }
+
+    /// The connection in use and its number, for calls that this crate has no method for.
+    pub fn channel(&self) -> (usize, Channel) {
+        let (at, _, channel) = self.endpoints().current();
+        (at, channel)
+    }
+
+    /// Goes on from the endpoint of that number to the next one, unless another call already did.
+    pub fn leave(&self, endpoint: usize) {
+        self.endpoints().move_on(endpoint);
+    }
+
+    /// The body of a page of the endpoint in use, such as `/metrics`, by HTTP/1.1. Errors: no connection, or another status than 200.
+    pub async fn http_get(&self, path: &str) -> Result<bytes::Bytes> {
+        let page = self.endpoints().http_get(path);
+        let limit = self.shared.config.connect_timeout + HTTP_GET_MAX;
+        match tokio::time::timeout(limit, page).await {
+            Ok(page) => page,
+            Err(_) => Err(Error::Timeout {
+                endpoints: self.endpoints().names(),
+                timeout: limit,
+                last: None,
+            }),
+        }
     }
 
     pub(crate) fn endpoints(&self) -> &Endpoints {

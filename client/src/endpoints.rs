@@ -13,7 +13,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::Uri;
+use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::{
@@ -35,7 +37,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// All endpoints of a client, and which one is in use.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
-    all: Vec<(String, Channel)>,
+    all: Vec<(String, Channel, Arc<Target>)>,
     current: AtomicUsize,
 }
 
@@ -53,7 +55,10 @@ impl Endpoints {
         let all = config
             .endpoints
             .iter()
-            .map(|endpoint| Ok((endpoint.clone(), channel(endpoint, tls.clone(), config)?)))
+            .map(|endpoint| {
+                let (channel, target) = channel(endpoint, tls.clone(), config)?;
+                Ok((endpoint.clone(), channel, target))
+            })
             .collect::<Result<_>>()?;
         Ok(Endpoints {
             all,
@@ -64,8 +69,47 @@ impl Endpoints {
     /// The endpoint in use: its position, name and channel.
     pub(crate) fn current(&self) -> (usize, &str, Channel) {
         let at = self.current.load(Ordering::Relaxed) % self.all.len();
-        let (name, channel) = &self.all[at];
+        let (name, channel, _) = &self.all[at];
         (at, name, channel.clone())
+    }
+
+    /// The body of a page of the endpoint in use.
+    pub(crate) async fn http_get(&self, path: &str) -> Result<Bytes> {
+        let at = self.current.load(Ordering::Relaxed) % self.all.len();
+        let (name, _, target) = &self.all[at];
+        let unreachable = |reason: String| Error::Unreachable {
+            endpoint: name.clone(),
+            reason,
+        };
+        let io = match connect(target.speaking(b"http/1.1")).await {
+            Ok(io) => io,
+            Err(failure) => {
+                self.move_on(at);
+                return Err(unreachable(failure.0));
+            }
+        };
+        let handshake = hyper::client::conn::http1::handshake(io).await;
+        let (mut sender, connection) = handshake.map_err(|e| unreachable(e.to_string()))?;
+        let request = http::Request::get(path)
+            .header(http::header::HOST, &target.host)
+            .body(Empty::<Bytes>::new())
+            .map_err(|e| unreachable(e.to_string()))?;
+        let exchange = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = response.into_body().collect().await?.to_bytes();
+            Ok::<_, hyper::Error>((status, body))
+        };
+        tokio::pin!(connection, exchange);
+        let answer = tokio::select! {
+            answer = &mut exchange => answer,
+            // The connection may end with the answer's last byte.
+            _ = &mut connection => exchange.await,
+        };
+        match answer.map_err(|e| unreachable(e.to_string()))? {
+            (http::StatusCode::OK, body) => Ok(body),
+            (status, _) => Err(unreachable(format!("{path} is answered with {status}"))),
+        }
     }
 
     /// Moves on from the endpoint at `failed`, unless another call already did.
@@ -85,7 +129,7 @@ impl Endpoints {
     pub(crate) fn names(&self) -> String {
         self.all
             .iter()
-            .map(|(name, _)| name.as_str())
+            .map(|(name, ..)| name.as_str())
             .collect::<Vec<_>>()
             .join(",")
     }
@@ -133,7 +177,7 @@ fn channel(
     endpoint: &str,
     tls: Option<Arc<rustls::ClientConfig>>,
     config: &Config,
-) -> Result<Channel> {
+) -> Result<(Channel, Arc<Target>)> {
     let address = parse(endpoint)?;
     let bad = |reason: String| Error::BadEndpoint {
         endpoint: endpoint.to_owned(),
@@ -169,16 +213,38 @@ fn channel(
         tls,
         timeout: config.connect_timeout,
     });
-    Ok(transport
-        .connect_with_connector_lazy(tower::service_fn(move |_: Uri| connect(target.clone()))))
+    let connects_to = target.clone();
+    let channel = transport.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        connect(connects_to.clone())
+    }));
+    Ok((channel, target))
 }
 
+#[derive(Debug)]
 struct Target {
     host: String,
     port: u16,
     name: ServerName<'static>,
     tls: Option<Arc<rustls::ClientConfig>>,
     timeout: Duration,
+}
+
+impl Target {
+    /// The same target for another protocol than HTTP/2.
+    fn speaking(&self, protocol: &[u8]) -> Arc<Target> {
+        let tls = self.tls.as_ref().map(|config| {
+            let mut config = rustls::ClientConfig::clone(config);
+            config.alpn_protocols = vec![protocol.to_vec()];
+            Arc::new(config)
+        });
+        Arc::new(Target {
+            host: self.host.clone(),
+            port: self.port,
+            name: self.name.clone(),
+            tls,
+            timeout: self.timeout,
+        })
+    }
 }
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -220,6 +286,11 @@ impl fmt::Display for ConnectFailure {
 }
 
 impl std::error::Error for ConnectFailure {}
+
+/// Whether a call that ended so was certainly not sent, since no connection was made.
+pub fn was_not_sent(status: &tonic::Status) -> bool {
+    connect_failure(status).is_some()
+}
 
 /// The reason, if `status` stands for a connection that was never made.
 pub(crate) fn connect_failure(status: &tonic::Status) -> Option<String> {

@@ -37,8 +37,10 @@ mod txn;
 mod watch;
 
 pub use client::{Client, Config, Credentials};
+pub use endpoints::was_not_sent;
 pub use error::{Code, Error, Result};
 pub use lease::KeepAlive;
+pub use maintenance::SnapshotMessages;
 pub use tls::Tls;
 pub use txn::{Operation, Txn};
 pub use watch::{Watcher, is_progress};

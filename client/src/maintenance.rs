@@ -2,11 +2,34 @@
 
 use kv_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, HashKvRequest,
-    HashKvResponse, MoveLeaderRequest, MoveLeaderResponse, StatusRequest, StatusResponse,
-    alarm_request::AlarmAction, maintenance_client::MaintenanceClient,
+    HashKvResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse,
+    StatusRequest, StatusResponse, alarm_request::AlarmAction,
+    maintenance_client::MaintenanceClient,
 };
 
-use crate::{Client, error::Result, retry::Repeat};
+use tonic::Streaming;
+
+use crate::{
+    Client,
+    error::{Error, Result},
+    retry::Repeat,
+};
+
+/// The messages of a snapshot, in order.
+#[derive(Debug)]
+pub struct SnapshotMessages {
+    stream: Streaming<SnapshotResponse>,
+}
+
+impl SnapshotMessages {
+    /// The next message; `None` behind the last.
+    pub async fn next(&mut self) -> Result<Option<SnapshotResponse>> {
+        self.stream.message().await.map_err(|status| Error::Server {
+            code: status.code(),
+            message: status.message().to_owned(),
+        })
+    }
+}
 
 impl Client {
     /// Versions, sizes, leader and raft positions of the member.
@@ -33,6 +56,19 @@ impl Client {
             MaintenanceClient::new(c).defragment(q).await
         })
         .await
+    }
+
+    /// The whole state of the member as a backend file of etcd, with its sha256 at the end.
+    ///
+    /// The time limit of requests is for the first message alone. The stream is not repeated if it breaks.
+    pub async fn snapshot(&self) -> Result<SnapshotMessages> {
+        let request = SnapshotRequest {};
+        let stream = self
+            .call(Repeat::Always, request, |c, q| async move {
+                MaintenanceClient::new(c).snapshot(q).await
+            })
+            .await?;
+        Ok(SnapshotMessages { stream })
     }
 
     /// Hands leadership over from the asked member, which must lead, to `target`.

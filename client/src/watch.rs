@@ -86,6 +86,16 @@ impl Watcher {
         Ok(None)
     }
 
+    /// Opens the stream and waits until the server has made the watch; for one that starts from now on. False if it is refused.
+    pub async fn opened(&mut self) -> Result<bool> {
+        while !self.ended && self.request.start_revision == 0 {
+            if let Err(error) = self.receive().await {
+                self.recover(error).await?;
+            }
+        }
+        Ok(!self.ended)
+    }
+
     /// Asks the server for a progress notification; it comes out of [`Watcher::next`]. Nothing happens before the watch is open.
     pub async fn request_progress(&self) {
         if let Some(stream) = &self.stream {

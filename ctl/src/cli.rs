@@ -29,6 +29,7 @@ use crate::{
         member::{MemberCommand, MoveLeaderArgs},
         put::PutArgs,
         role::RoleCommand,
+        snapshot::SnapshotCommand,
         txn::TxnArgs,
         user::UserCommand,
         version::VersionArgs,
@@ -210,6 +211,9 @@ pub(crate) enum Command {
     /// Role related commands
     #[command(subcommand)]
     Role(RoleCommand),
+    /// Saves, examines and restores backups
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Makes the certificates of a cluster
     #[command(subcommand)]
     Cert(CertCommand),

@@ -13,6 +13,7 @@ pub(crate) mod lease;
 pub(crate) mod member;
 pub(crate) mod put;
 pub(crate) mod role;
+pub(crate) mod snapshot;
 mod stdin;
 pub(crate) mod txn;
 pub(crate) mod user;
@@ -60,6 +61,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Auth(command) => auth::run(&session, command).await,
         Command::User(command) => user::run(&session, command).await,
         Command::Role(command) => role::run(&session, command).await,
+        Command::Snapshot(command) => snapshot::run(&session, command).await,
         Command::Cert(_) | Command::Version(_) | Command::Completion(_) | Command::Options => {
             Ok(())
         }

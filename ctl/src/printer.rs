@@ -10,6 +10,7 @@ mod protobuf;
 mod simple;
 mod table;
 
+use kv_mvcc::etcd_file::EtcdFileStatus;
 use kv_proto::etcdserverpb::{
     AlarmResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
     LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, MemberAddResponse,
@@ -87,6 +88,8 @@ pub(crate) enum Answer<'a> {
     Status(&'a [(String, StatusResponse)]),
     /// `endpoint hashkv`: endpoints with their answers.
     HashKv(&'a [(String, HashKvResponse)]),
+    /// `snapshot status`.
+    SnapshotStatus(&'a EtcdFileStatus),
     /// `alarm list` and `alarm disarm`.
     Alarms(&'a AlarmResponse),
     /// `auth`, `user` and `role`.

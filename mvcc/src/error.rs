@@ -34,6 +34,16 @@ pub enum Error {
         /// Keyspace, key and offset as far as known.
         what: String,
     },
+    /// A file that was handed in is no sound backend file of etcd.
+    #[error("{file} is no sound etcd snapshot or backend file: at byte {offset}: {what}")]
+    EtcdFile {
+        /// The file.
+        file: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
     /// The data folder was written by another engine.
     #[error(
         "{dir} was written by the {found} engine, and {wanted} was asked for: start with --storage-engine={found}, or convert it with `kvctl convert --to={wanted}`"

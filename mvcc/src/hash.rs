@@ -15,6 +15,7 @@ use std::ops::ControlFlow;
 use parking_lot::Mutex;
 
 use crate::backend::{Keyspace, View};
+use crate::etcd_file::BUCKETS;
 use crate::index::Span;
 use crate::read_txn::SLICE_KEYS;
 use crate::revision::{Change, Revision};
@@ -117,6 +118,11 @@ impl Store {
         })
     }
 
+    /// What the last compactions hashed before they removed it, ascending by revision.
+    pub fn compaction_hashes(&self) -> Vec<HashKv> {
+        self.hashes.hashes.lock().clone()
+    }
+
     /// The checksum of every keyspace that etcd has too, under etcd's names, with the current revision.
     ///
     /// Leaves out what differs between equal members: applied index, term, storage version.
@@ -176,19 +182,6 @@ impl Store {
     }
 }
 
-/// etcd's bucket names, in order.
-const BUCKETS: [(&str, Keyspace); 10] = [
-    ("alarm", Keyspace::Alarm),
-    ("auth", Keyspace::Auth),
-    ("authRoles", Keyspace::AuthRoles),
-    ("authUsers", Keyspace::AuthUsers),
-    ("cluster", Keyspace::Cluster),
-    ("key", Keyspace::Rev),
-    ("lease", Keyspace::Lease),
-    ("members", Keyspace::Members),
-    ("members_removed", Keyspace::MembersRemoved),
-    ("meta", Keyspace::Meta),
-];
 const UNHASHED_META: [&[u8]; 3] = [b"consistent_index", b"term", b"storageVersion"];
 
 impl CompactionHashes {

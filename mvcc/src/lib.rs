@@ -4,12 +4,15 @@
 //! of keys ([`index`]) say which revisions exist; the [`backend`] holds what they contain; the [`store`] ties
 //! them together for [`read_txn`] and [`write_txn`]; [`watch`] tells who asked; [`lease`] lets keys expire.
 //! [`record`] draws what is stored, [`recovery`] reads it at start, [`compaction`] removes what no read can see,
-//! [`hash`](mod@hash) and [`scrub`] check it, [`snapshot`] takes it to another member, [`value_cache`] saves reading it
-//! twice.
+//! [`hash`](mod@hash) and [`scrub`] check it, [`snapshot`] takes it to another member, [`etcd_snapshot`] makes an
+//! [`etcd_file`] of it and [`etcd_import`] takes one in, [`value_cache`] saves reading it twice.
 
 pub mod backend;
 mod compaction;
 mod error;
+pub mod etcd_file;
+mod etcd_import;
+mod etcd_snapshot;
 mod hash;
 mod index;
 mod key_index;
@@ -29,6 +32,8 @@ mod write_txn;
 
 pub use compaction::{CompactionHandle, CompactionStep, FINISHED_KEY, SCHEDULED_KEY};
 pub use error::{Error, Result};
+pub use etcd_import::{ImportOptions, Imported, import};
+pub use etcd_snapshot::{ETCD_PART_BYTES_MAX, EtcdPart, EtcdSnapshot, ReplacedBuckets};
 pub use hash::HashKv;
 pub use range::{RangeAnswer, RangeQuery, SortOrder, SortTarget};
 pub use read_txn::{RangeChunk, RangeEnd, RangeStream};

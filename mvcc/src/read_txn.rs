@@ -33,6 +33,10 @@ pub(crate) const SLICE_KEYS: usize = 1000;
 /// Steps of a count under one hold of the index lock; each is a key or a whole leaf: about 0.1 ms.
 const COUNT_STEPS: usize = 4000;
 
+/// What a key without its value takes in an answer, and what one with it takes at most, for estimates.
+const KEY_BYTES: u64 = 128;
+const VALUE_BYTES: u64 = 64 << 10;
+
 /// A read of the latest revision that compactions overtook this often gives up.
 const OVERTAKEN_MAX: usize = 8;
 
@@ -102,6 +106,27 @@ impl Store {
         };
         let keys = self.index.read().estimate(span, enough);
         keys > SLICE_KEYS || (!query.skips_values() && matches!(self.try_range(query), Ok(None)))
+    }
+
+    /// About how many bytes [`Store::range`] would answer with: keys times what a key takes on average. A hint.
+    pub fn estimate_bytes(&self, query: &RangeQuery) -> u64 {
+        let Some(span) = span(&query.range) else {
+            return 0;
+        };
+        if query.count_only {
+            return 0;
+        }
+        let (keys, stored) = {
+            let index = self.index.read();
+            let limit = query.read_limit().unwrap_or(usize::MAX);
+            (index.estimate(span, limit).min(limit), index.keys())
+        };
+        let average = match query.skips_values() {
+            true => KEY_BYTES,
+            // Older revisions make it too large, which only lets fewer reads run at a time.
+            false => self.backend.size().in_use / stored.max(1) as u64,
+        };
+        keys as u64 * average.clamp(KEY_BYTES, VALUE_BYTES)
     }
 
     /// Starts a read that hands out its keys in chunks, all at one revision. Sort and filters of `query` do not apply.

@@ -76,11 +76,7 @@ impl Stored {
         write_bytes(&mut bytes, TAG_VALUE, put.value);
         write_integer(&mut bytes, TAG_LEASE, put.lease);
         let index_at = bytes.len();
-        bytes.push(INDEX_FORMAT);
-        write_varint(&mut bytes, put.create_revision);
-        write_varint(&mut bytes, put.version);
-        write_varint(&mut bytes, put.lease);
-        bytes.extend_from_slice(put.key);
+        write_index_put(&mut bytes, put);
         Stored::split(bytes, value_at, index_at)
     }
 
@@ -136,6 +132,28 @@ impl IndexRecord<'_> {
     }
 }
 
+/// The index record of a change whose value record says `kv`.
+pub(crate) fn index_record(change: Change, kv: &KeyValue) -> Bytes {
+    let mut bytes = Vec::with_capacity(1 + 3 * VARINT_MAX + kv.key.len());
+    match change {
+        Change::Put => write_index_put(
+            &mut bytes,
+            Put {
+                key: &kv.key,
+                value: &[],
+                create_revision: kv.create_revision,
+                version: kv.version,
+                lease: kv.lease,
+            },
+        ),
+        Change::Tombstone => {
+            bytes.push(INDEX_FORMAT);
+            bytes.extend_from_slice(&kv.key);
+        }
+    }
+    bytes.into()
+}
+
 /// Reads a value record without copying its key and value; `None` if the bytes are not one.
 pub(crate) fn decode_value(record: &Bytes) -> Option<KeyValue> {
     KeyValue::decode(record.clone()).ok()
@@ -152,6 +170,14 @@ pub(crate) fn value_key(record: &[u8]) -> Option<&[u8]> {
 }
 
 const VARINT_MAX: usize = 10;
+
+fn write_index_put(out: &mut Vec<u8>, put: Put<'_>) {
+    out.push(INDEX_FORMAT);
+    write_varint(out, put.create_revision);
+    write_varint(out, put.version);
+    write_varint(out, put.lease);
+    out.extend_from_slice(put.key);
+}
 
 fn write_bytes(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
     if !bytes.is_empty() {
@@ -275,9 +301,12 @@ mod tests {
             prop_assert_eq!(value_key(&stored.value), Some(&key[..]));
             let record = IndexRecord { key: &key, create_revision, version, lease };
             prop_assert_eq!(IndexRecord::decode(Change::Put, &stored.index), Some(record));
+            let kv = decode_value(&stored.value).unwrap();
+            prop_assert_eq!(index_record(Change::Put, &kv), stored.index);
 
             let tombstone = Stored::tombstone(Revision::new(main, 0), &key);
             let expected = KeyValue { key: key.clone().into(), ..KeyValue::default() };
+            prop_assert_eq!(index_record(Change::Tombstone, &expected), tombstone.index);
             prop_assert_eq!(decode_value(&tombstone.value), Some(expected));
         }
 

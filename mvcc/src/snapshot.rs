@@ -20,6 +20,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -41,7 +42,7 @@ const END_HEAD_BYTES: usize = 9;
 
 /// The store at one moment, read in chunks.
 pub struct Snapshot {
-    view: View,
+    view: Arc<View>,
     next: Option<Position>,
     records: u64,
     crc: crc32fast::Hasher,
@@ -57,21 +58,7 @@ struct Position {
 impl Store {
     /// Pins the present state for sending it; costs nothing until it is read.
     pub fn snapshot(&self) -> Result<Snapshot> {
-        let mut chunk = BytesMut::new();
-        chunk.put_slice(MAGIC);
-        chunk.put_u32_le(FORMAT);
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&chunk);
-        Ok(Snapshot {
-            view: self.backend.view()?,
-            next: Some(Position {
-                keyspace: 0,
-                from: Vec::new(),
-            }),
-            records: 0,
-            crc,
-            chunk,
-        })
+        Ok(Snapshot::of(Arc::new(self.backend.view()?)))
     }
 
     /// Replaces everything by what a snapshot contains: keys, leases, the applied mark, all other keyspaces.
@@ -134,6 +121,29 @@ impl Store {
 }
 
 impl Snapshot {
+    fn of(view: Arc<View>) -> Snapshot {
+        let mut chunk = BytesMut::new();
+        chunk.put_slice(MAGIC);
+        chunk.put_u32_le(FORMAT);
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&chunk);
+        Snapshot {
+            view,
+            next: Some(Position {
+                keyspace: 0,
+                from: Vec::new(),
+            }),
+            records: 0,
+            crc,
+            chunk,
+        }
+    }
+
+    /// The same state from its start: the same bytes again, in chunks of the same sizes.
+    pub fn again(&self) -> Snapshot {
+        Snapshot::of(self.view.clone())
+    }
+
     /// What is sent.
     pub fn view(&self) -> &View {
         &self.view

@@ -7,8 +7,7 @@
 //! caller     0 1, a user | 1 auth revision u64 | 9 name       absent when the field of its length is 0
 //!            0 2, the proposing member itself                 (all little endian)
 //! ```
-//! Version 1 has no caller. Version 2 is written where there is one, and for the kinds of auth: apply decides by the
-//! caller what is permitted, so a build that does not know of callers must not apply the command.
+//! Apply decides by the caller what is permitted, so one that cannot be read stops the member.
 //!
 //! Origin is the id of the proposing member; the request id is unique to it and to its process start. That
 //! member's own apply loop answers the waiter the two name. A kind, version or body field that this build does not know is an error that stops
@@ -20,7 +19,8 @@ use prost::Message;
 
 use crate::commandpb::{
     AuthDisable, AuthEnable, AuthUserAdd, AuthUserChangePassword, Authenticate, ClusterBegin,
-    ClusterVersionSet, MemberAdd, MemberPromote, MemberPublish, MemberRemove, MemberUpdate,
+    ClusterForce, ClusterVersionSet, DowngradeSet, MemberAdd, MemberPromote, MemberPublish,
+    MemberRemove, MemberUpdate, QuotaAlarm,
 };
 use crate::etcdserverpb::{
     AlarmRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGrantPermissionRequest,
@@ -29,13 +29,12 @@ use crate::etcdserverpb::{
     LeaseGrantRequest, LeaseRevokeRequest, PutRequest, TxnRequest,
 };
 
-/// The newest command version this build writes and applies.
-pub const VERSION_MAX: u16 = 2;
+/// The oldest command version this build applies.
+pub const VERSION_MIN: u16 = 1;
+/// The newest command version this build writes and applies; see [`version_max`].
+const VERSION_MAX: u16 = 1;
 /// Bytes of the fixed header.
 pub const HEADER_BYTES: usize = 24;
-/// Kinds from here to [`AUTH_KIND_MAX`] are those of auth, and came with version 2.
-const AUTH_KIND_MIN: u16 = 32;
-const AUTH_KIND_MAX: u16 = 63;
 /// First byte of a caller.
 const CALLER_USER: u8 = 1;
 const CALLER_MEMBER: u8 = 2;
@@ -120,8 +119,9 @@ pub enum Error {
     },
     /// A newer build wrote the entry.
     #[error(
-        "command kind {kind} version {version} is newer than this build, which knows up to version {VERSION_MAX}: \
-         start a build that supports version {version}"
+        "command kind {kind} version {version} is newer than this build, which knows up to version {}: \
+         start a build that supports version {version}",
+        version_max()
     )]
     Unknown {
         /// Kind number found.
@@ -159,6 +159,14 @@ macro_rules! commands {
         pub enum Body { $($name($message),)* }
 
         impl Body {
+            /// The command version that a member must know to apply this.
+            pub fn version(&self) -> u16 {
+                if later::needs_later_build(self) {
+                    return VERSION_MAX + 1;
+                }
+                1
+            }
+
             fn kind(&self) -> u16 {
                 match self { $(Body::$name(_) => $number,)* }
             }
@@ -195,6 +203,43 @@ macro_rules! commands {
     };
 }
 
+/// The newest command version this build writes and applies.
+pub fn version_max() -> u16 {
+    if later::is_pretended() {
+        return VERSION_MAX + 1;
+    }
+    VERSION_MAX
+}
+
+#[doc(hidden)]
+pub mod later {
+    //! A build of the future, for tests of rolling upgrades: one command version more, which puts of keys that begin
+    //! with [`KEY_PREFIX`] need. Only a program of the tests pretends to be one.
+
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::Body;
+
+    /// Puts of such keys are commands of the further version.
+    pub const KEY_PREFIX: &[u8] = b"later/";
+
+    static PRETENDED: AtomicBool = AtomicBool::new(false);
+
+    /// From now on this process is the later build.
+    pub fn pretend() {
+        PRETENDED.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this process is the later build.
+    pub fn is_pretended() -> bool {
+        PRETENDED.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn needs_later_build(body: &Body) -> bool {
+        is_pretended() && matches!(body, Body::Put(put) if put.key.starts_with(KEY_PREFIX))
+    }
+}
+
 commands! {
     1 Put(PutRequest),
     2 DeleteRange(DeleteRangeRequest),
@@ -211,6 +256,8 @@ commands! {
     13 MemberRemove(MemberRemove),
     14 MemberUpdate(MemberUpdate),
     20 ClusterBegin(ClusterBegin),
+    24 DowngradeSet(DowngradeSet),
+    25 ClusterForce(ClusterForce),
     32 AuthEnable(AuthEnable),
     33 AuthDisable(AuthDisable),
     34 Authenticate(Authenticate),
@@ -223,22 +270,17 @@ commands! {
     41 AuthRoleDelete(AuthRoleDeleteRequest),
     42 AuthRoleGrantPermission(AuthRoleGrantPermissionRequest),
     43 AuthRoleRevokePermission(AuthRoleRevokePermissionRequest),
+    60 QuotaAlarm(QuotaAlarm),
 }
 
 impl Command {
     /// The entry's bytes.
     pub fn encode(&self) -> Bytes {
         let caller_len = self.caller.encoded_len();
-        let kind = self.body.kind();
-        let version = if caller_len > 0 || is_of_auth(kind) {
-            2
-        } else {
-            1
-        };
         let len = HEADER_BYTES + caller_len + self.body.encoded_len();
         let mut buf = BytesMut::with_capacity(len);
-        buf.put_u16_le(kind);
-        buf.put_u16_le(version);
+        buf.put_u16_le(self.body.kind());
+        buf.put_u16_le(self.body.version());
         buf.put_u32_le(u32::try_from(caller_len).expect("a name is bounded by the request size"));
         buf.put_u64_le(self.origin);
         buf.put_u64_le(self.request_id);
@@ -257,10 +299,7 @@ impl Command {
         let caller_len = bytes.get_u32_le() as usize;
         let origin = bytes.get_u64_le();
         let request_id = bytes.get_u64_le();
-        if version == 0
-            || version > VERSION_MAX
-            || (version == 1 && (caller_len != 0 || is_of_auth(kind)))
-        {
+        if version < VERSION_MIN || version > version_max() {
             return Err(Error::Unknown { kind, version });
         }
         if caller_len > bytes.len() {
@@ -274,10 +313,6 @@ impl Command {
             body: Body::decode(kind, version, bytes)?,
         })
     }
-}
-
-fn is_of_auth(kind: u16) -> bool {
-    (AUTH_KIND_MIN..=AUTH_KIND_MAX).contains(&kind)
 }
 
 #[cfg(test)]
@@ -363,13 +398,7 @@ mod tests {
                 version: 1
             })
         );
-        assert_eq!(
-            with(5, 1),
-            Err(Error::Unknown {
-                kind: 1,
-                version: 1
-            })
-        );
+        assert_eq!(with(5, 1), Err(Error::Caller { kind: 1 }));
         let mut longer = put().encode().to_vec();
         longer.extend_from_slice(&[0xf8, 0x01, 0x01]); // field 31, varint 1
         assert_eq!(
@@ -383,30 +412,13 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_version_2_never_change() {
+    fn the_bytes_of_a_caller_never_change() {
         let command = Command {
             caller: user("ann", 5),
             ..put()
         };
-        let expect =
-            b"\x01\0\x02\0\x0c\0\0\0\x03\0\0\0\0\0\0\0\x2a\0\0\0\0\0\0\0\x01\x05\0\0\0\0\0\0\0ann\x0a\x01k\x12\x01v\x18\x07";
+        let expect = b"\x01\0\x01\0\x0c\0\0\0\x03\0\0\0\0\0\0\0\x2a\0\0\0\0\0\0\0\x01\x05\0\0\0\0\0\0\0ann\x0a\x01k\x12\x01v\x18\x07";
         assert_eq!(&command.encode()[..], &expect[..]);
-    }
-
-    #[test]
-    fn a_kind_of_auth_is_not_of_version_1() {
-        let command = Command {
-            body: Body::AuthDisable(AuthDisable {}),
-            ..put()
-        };
-        let mut bytes = command.encode().to_vec();
-        assert_eq!(bytes[2], 2);
-        bytes[2] = 1;
-        let unknown = Error::Unknown {
-            kind: 33,
-            version: 1,
-        };
-        assert_eq!(Command::decode(bytes.into()), Err(unknown));
     }
 
     #[test]

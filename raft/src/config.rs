@@ -18,7 +18,7 @@ const API_CHANNEL_SIZE: u64 = 2 * PROPOSALS_IN_FLIGHT_MAX as u64;
 pub(crate) const PAYLOAD_ENTRIES_MAX: u64 = 1024;
 /// Entries joined into one append to the log.
 const APPEND_ENTRIES_MAX: u64 = 4096;
-/// Entries purged at once.
+/// Entries purged at once, or as many as lie between two checkpoints if that is fewer.
 const PURGE_BATCH: u64 = 1024;
 
 /// Settings of a [`Node`](crate::Node).
@@ -92,6 +92,11 @@ impl Config {
         Duration::from_millis(self.election_max())
     }
 
+    /// How long entries may wait for a leader's disk, while none reaches it, before another member should lead.
+    pub(crate) fn disk_patience(&self) -> Duration {
+        self.election_timeout / 2
+    }
+
     fn election_max(&self) -> u64 {
         (millis(self.election_timeout) * 65).div_ceil(100)
     }
@@ -127,7 +132,7 @@ impl Config {
             api_batch_linger_ms: 0,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_count),
             max_in_snapshot_log_to_keep: self.snapshot_catchup_entries,
-            purge_batch_size: PURGE_BATCH,
+            purge_batch_size: PURGE_BATCH.min(self.snapshot_count),
             backoff: "20ms 40ms 80ms 160ms 320ms 500ms".into(),
             ..openraft::Config::default()
         }

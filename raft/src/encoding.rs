@@ -230,6 +230,13 @@ pub(crate) fn encode_stored_membership(stored: &StoredMembership) -> Bytes {
     out.freeze()
 }
 
+/// The stored membership of a cluster whose members begin together behind entry `index`, as if that had made them.
+pub fn first_membership(index: u64, term: u64, voters: &[u64]) -> Bytes {
+    let voters: BTreeSet<u64> = voters.iter().copied().collect();
+    let membership = Membership::new_with_defaults(vec![voters.clone()], voters);
+    encode_stored_membership(&StoredMembership::new(raft_log_id(index, term), membership))
+}
+
 /// Decodes what [`encode_stored_membership`] wrote; empty bytes mean never set.
 pub(crate) fn decode_stored_membership(bytes: &Bytes) -> Result<StoredMembership, DecodeError> {
     if bytes.is_empty() {

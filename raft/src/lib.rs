@@ -15,15 +15,18 @@
 mod config;
 pub mod encoding;
 mod error;
+mod force;
 mod log_store;
 mod membership;
 mod network;
 mod node;
 mod proposal;
 mod read_index;
+pub mod runtime;
 mod snapshot;
 mod state_machine;
 mod status;
+mod step_aside;
 #[cfg(test)]
 mod testing;
 mod types;
@@ -33,6 +36,7 @@ pub use config::Config;
 pub use error::{
     Error, MembershipError, PeerError, ProposeError, ReadError, Result, TransferError,
 };
+pub use force::force_alone;
 pub use membership::PeerProgress;
 pub use network::{AnswerStream, ByteStream, Lane, NoPeers, PeerFuture, PeerTransport, Rpc};
 pub use node::{App, Node};

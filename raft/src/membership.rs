@@ -12,6 +12,7 @@
 //! Only a leader changes anything; who is to ask it is the caller's concern.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -119,9 +120,26 @@ pub(crate) async fn change(
     if role != Role::Leader {
         return Err(MembershipError::NotLeader { leader });
     }
-    if let Change::Promote(id) = change {
-        check_promotable(node, id).await?;
+    let promotion = match change {
+        Change::Promote(id) => {
+            check_promotable(node, id).await?;
+            Some(Promotion::begin(node, id))
+        }
+        Change::AddLearner(_) | Change::Remove(_) => None,
+    };
+    let changed = append(node, change, command).await;
+    if let Some(promotion) = promotion {
+        promotion.end(&changed).await;
     }
+    changed
+}
+
+/// Appends the entry of `change`, and tries again what was certainly refused and may succeed soon.
+async fn append(
+    node: &Inner,
+    change: Change,
+    command: Option<Bytes>,
+) -> std::result::Result<(), MembershipError> {
     let mut retry = Retry::new(node.config.election_timeout * 2);
     loop {
         let (seen, next) = next_membership(node, change).await?;
@@ -146,6 +164,35 @@ pub(crate) async fn change(
         };
         if !retry.pause().await {
             return Err(refusal);
+        }
+    }
+}
+
+/// A promotion that counts in [`Node::is_sole_voter`](crate::Node::is_sole_voter) as long as the status may not show it.
+struct Promotion<'a> {
+    node: &'a Inner,
+    id: u64,
+}
+
+impl<'a> Promotion<'a> {
+    fn begin(node: &'a Inner, id: u64) -> Promotion<'a> {
+        node.promotions.fetch_add(1, Ordering::AcqRel);
+        Promotion { node, id }
+    }
+
+    /// What may yet be in force, as after a lost leadership or a dropped call, counts for ever: that costs a round per read.
+    async fn end(self, changed: &std::result::Result<(), MembershipError>) {
+        let is_settled = match changed {
+            Ok(()) => {
+                let mut status = self.node.status.clone();
+                let shows = status.wait_for(|status| status.voters.contains(&self.id));
+                shows.await.is_ok()
+            }
+            Err(MembershipError::LeadershipLost | MembershipError::Stopped) => false,
+            Err(_) => true,
+        };
+        if is_settled {
+            self.node.promotions.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
@@ -188,6 +235,12 @@ async fn next_membership(
         .await
         .map_err(|_| MembershipError::Stopped)?;
     let now = seen.membership();
+    // A leader that removed itself leads for a moment longer, and openraft, asked for another change
+    // then, breaks off or goes on without an owner of the term.
+    let own_id = node.config.member_id;
+    if !now.voter_ids().any(|id| id == own_id) {
+        return Err(MembershipError::NotLeader { leader: None });
+    }
     let mut voters: BTreeSet<u64> = now.voter_ids().collect();
     let mut members: BTreeSet<u64> = now.nodes().map(|(id, _)| *id).collect();
     match change {

@@ -31,7 +31,7 @@ use openraft::raft::{
 
 use crate::encoding::DecodeError;
 use crate::error::PeerError;
-use crate::snapshot::{Handle, Snapshot, SnapshotSource};
+use crate::snapshot::{Handle, Shelf, Snapshot, SnapshotSource};
 use crate::types::{TypeConfig, Vote};
 use crate::wire;
 
@@ -150,6 +150,8 @@ impl PeerTransport for NoPeers {
 pub(crate) struct Factory {
     pub(crate) member_id: u64,
     pub(crate) transport: Arc<dyn PeerTransport>,
+    /// Where the states that are sent are kept.
+    pub(crate) shelf: Shelf,
     /// How long an append may go unanswered.
     pub(crate) idle_timeout: Duration,
 }
@@ -159,6 +161,7 @@ pub(crate) struct Peer {
     id: u64,
     lane: Lane,
     transport: Arc<dyn PeerTransport>,
+    shelf: Shelf,
     idle_timeout: Duration,
 }
 
@@ -172,6 +175,7 @@ impl Factory {
             id,
             lane,
             transport: self.transport.clone(),
+            shelf: self.shelf.clone(),
             idle_timeout: self.idle_timeout,
         }
     }
@@ -303,8 +307,12 @@ impl NetSnapshot<TypeConfig> for Peer {
             .snapshot
             .into_source()
             .map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))?;
+        let pin = source.pin();
         tokio::select! {
             answer = self.transport.snapshot(self.id, header, source) => {
+                if let (Ok(_), Some(pin)) = (&answer, pin) {
+                    self.shelf.release(pin);
+                }
                 decoded(answer, wire::decode_snapshot_answer)
                     .map_err(|error| StreamingError::from(rpc_error(error)))
             }

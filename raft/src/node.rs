@@ -29,9 +29,10 @@ use crate::membership::{self, Change, PeerProgress, fatal_error};
 use crate::network::{ByteStream, Factory, PeerTransport, Rpc};
 use crate::proposal::{self, Refused};
 use crate::read_index::{Confirm, Confirmation, Reads};
-use crate::snapshot::{self, SnapshotSource};
+use crate::snapshot::{self, Shelf, SnapshotSource};
 use crate::state_machine::{Adapter, StateMachine};
-use crate::status::{Observer, Status};
+use crate::status::{Observer, Role, Status};
+use crate::step_aside;
 use crate::types::{Raft, index_of, term_of};
 use crate::wire::{self, ReadIndexAnswer};
 
@@ -44,7 +45,7 @@ pub trait App: Send + Sync + 'static {
 /// One member of a raft cluster. Clones share it.
 #[derive(Clone)]
 pub struct Node {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 pub(crate) struct Inner {
@@ -59,6 +60,8 @@ pub(crate) struct Inner {
     failure: watch::Receiver<Option<Arc<Error>>>,
     app: OnceLock<Arc<dyn App>>,
     pub(crate) proposals_in_flight: AtomicUsize,
+    /// Promotions that may be in force before the status shows them; see [`Node::is_sole_voter`].
+    pub(crate) promotions: AtomicUsize,
     pub(crate) stopping: AtomicBool,
     /// Until then a leader of before the start may still trust its lease.
     votes_from: Instant,
@@ -69,6 +72,17 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
+    /// Newest index in the log, and newest on this member's disk.
+    pub(crate) fn log_progress(&self) -> (u64, u64) {
+        let flushed = self.log.flushed_index();
+        (self.log.last_and_committed().0, flushed)
+    }
+
+    /// Whether the core has ended, or will in a moment.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed) || self.status.has_changed().is_err()
+    }
+
     /// A member that just restarted has forgotten when it last heard from a leader, and a leader
     /// counts on its followers to elect nobody else for one lease.
     fn withholds_vote(&self) -> bool {
@@ -101,10 +115,17 @@ impl Node {
             None => Instant::now(),
         };
         let log = LogStore::open(wal, recovered, config.tail_bytes_max)?;
-        let (adapter, events) = Adapter::open(machine).map_err(Error::StateMachine)?;
+        let shelf = Shelf::default();
+        let purged = {
+            let log = log.clone();
+            move || log.purged_index()
+        };
+        let (adapter, events) =
+            Adapter::open(machine, shelf.clone(), purged).map_err(Error::StateMachine)?;
         let network = Factory {
             member_id: config.member_id,
             transport: transport.clone(),
+            shelf,
             idle_timeout: config.election_timeout,
         };
         let raft = Raft::new(config.member_id, raft_config, network, log.clone(), adapter)
@@ -161,6 +182,7 @@ impl Node {
                 failure,
                 app: OnceLock::new(),
                 proposals_in_flight: AtomicUsize::new(0),
+                promotions: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
                 votes_from,
                 apply_ended: events.ended,
@@ -171,6 +193,11 @@ impl Node {
                 config,
             }),
         };
+        tokio::spawn(step_aside::run(
+            Arc::downgrade(&node.inner),
+            node.inner.config.heartbeat_interval,
+            node.inner.config.disk_patience(),
+        ));
         membership::elect_if_alone(&node.inner.raft).await?;
         Ok(node)
     }
@@ -293,6 +320,17 @@ impl Node {
     /// Looks at role, leader, term and members without copying them; the indexes are those of their last change.
     pub fn peek<T>(&self, look: impl FnOnce(&Status) -> T) -> T {
         look(&self.inner.status.borrow())
+    }
+
+    /// Whether this member leads and nobody else has a vote, so that nobody else can lead; cheap.
+    ///
+    /// The status is published after the fact: a member that another was promoted beside, and that stood still before it
+    /// noticed, must not go on believing it is alone. So a promotion counts from before its entry is appended.
+    pub fn is_sole_voter(&self) -> bool {
+        self.inner.promotions.load(Ordering::Acquire) == 0
+            && self.peek(|status| {
+                status.role == Role::Leader && *status.voters == [self.inner.config.member_id]
+            })
     }
 
     /// Entries that are committed and not applied here yet; cheap.

@@ -30,7 +30,9 @@ use crate::node::Inner;
 use crate::types::{Commands, Responder, WriteResult};
 use crate::wire;
 
-/// Called once if a proposal is refused or its outcome is unknown; never if it was applied here.
+/// Called once if a proposal is refused or its outcome is unknown; on the leader never if it was
+/// applied. Another member may learn that the outcome is unknown although it has applied the
+/// commands: the leader's answer was lost, and the entry was not.
 pub type Refused = Box<dyn FnOnce(ProposeError) + Send>;
 
 /// First pause before a proposal is tried again; it doubles up to [`RETRY_PAUSE_MAX`].

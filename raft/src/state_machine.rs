@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::encoding::{self, Body};
 use crate::error::damage;
-use crate::snapshot::{CheckpointBuilder, Handle, Snapshot, SnapshotSource};
+use crate::snapshot::{CheckpointBuilder, Handle, Shelf, Snapshot, SnapshotSource};
 use crate::types::{
     Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, index_of, raft_log_id, term_of,
 };
@@ -105,6 +105,9 @@ pub(crate) struct Adapter {
     last: Option<LogId>,
     membership: StoredMembership,
     progress: watch::Sender<u64>,
+    /// States that are being sent.
+    shelf: Shelf,
+    purged: Box<dyn Fn() -> u64 + Send + Sync>,
     /// Why the machine failed. openraft's core may notice only that its worker is gone.
     failure: Arc<OnceLock<String>>,
     /// Closed with the adapter, when the apply worker has ended.
@@ -122,8 +125,12 @@ pub(crate) struct ApplyEvents {
 }
 
 impl Adapter {
-    /// Asks `machine` what it contains.
-    pub(crate) fn open(mut machine: Box<dyn StateMachine>) -> io::Result<(Adapter, ApplyEvents)> {
+    /// Asks `machine` what it contains; `purged` tells where the log begins.
+    pub(crate) fn open(
+        mut machine: Box<dyn StateMachine>,
+        shelf: Shelf,
+        purged: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> io::Result<(Adapter, ApplyEvents)> {
         let applied = machine.applied()?;
         let meta = meta_of(&applied)?;
         let (progress, progress_seen) = watch::channel(applied.index);
@@ -133,6 +140,8 @@ impl Adapter {
             last: meta.last_log_id,
             membership: meta.last_membership,
             progress,
+            shelf,
+            purged: Box::new(purged),
             failure: Arc::default(),
             _ended: ended_guard,
         };
@@ -236,7 +245,7 @@ impl RaftStateMachine<TypeConfig> for Adapter {
     }
 
     async fn get_snapshot_builder(&mut self) -> CheckpointBuilder {
-        CheckpointBuilder::new(self.machine.get_mut().checkpoint())
+        CheckpointBuilder::new(self.machine.get_mut().checkpoint(), self.shelf.clone())
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Handle) -> io::Result<()> {
@@ -263,7 +272,15 @@ impl RaftStateMachine<TypeConfig> for Adapter {
         if self.last.is_none() {
             return Ok(None);
         }
-        let snapshot = match self.machine.get_mut().snapshot() {
+        let opened = match self.shelf.pinned((self.purged)()) {
+            Some(pinned) => Ok(pinned),
+            None => self
+                .machine
+                .get_mut()
+                .snapshot()
+                .map(|source| self.shelf.put(source)),
+        };
+        let snapshot = match opened {
             Ok(source) => Snapshot {
                 meta: meta_of(&source.applied())?,
                 snapshot: Handle::new(source),

@@ -1,5 +1,8 @@
-//! Members for tests: a state machine that records what it is given, a log in a temporary folder,
-//! and a network of channels.
+//! Members for tests: a state machine that records what it is given, a log in a temporary folder or
+//! on a disk in memory, and a network of channels.
+//!
+//! With the disk in memory no thread takes part but the test's own, so such a cluster runs on a
+//! paused clock: what a test says of time then holds on any machine, however busy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -9,8 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use kv_wal::fs::RealFs;
-use kv_wal::{Identity, Recovered, Wal};
+use kv_wal::fs::{FaultFs, RealFs};
+use kv_wal::{Identity, Recovered, Step, Wal};
 use parking_lot::{Condvar, Mutex};
 use tempfile::TempDir;
 
@@ -24,6 +27,15 @@ use crate::{
 
 /// How long a test waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for what no channel tells; fails with `what` if it never comes.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(tokio::time::Instant::now() < give_up, "{what}: never");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
 
 /// What a recording state machine holds, seen from outside.
 #[derive(Clone, Default)]
@@ -201,6 +213,35 @@ pub(crate) fn open_wal(dir: &Path, member_id: u64) -> (Wal, Recovered) {
     (wal, empty_recovered(identity))
 }
 
+/// Opens the log on `disk`, or makes one, and drives it whenever there is work.
+fn open_wal_in_memory(disk: &FaultFs, member_id: u64) -> (Wal, Recovered) {
+    let identity = Identity {
+        cluster_id: 7,
+        member_id,
+        incarnation: 1,
+    };
+    let mut config = kv_wal::Config::new("/wal", identity);
+    config.segment_bytes = 1 << 20;
+    let fs = Arc::new(disk.clone());
+    let (wal, recovered) = if Wal::exists(&config.dir, disk).unwrap_or(false) {
+        Wal::open_stepped(fs, config).unwrap()
+    } else {
+        let wal = Wal::create_stepped(fs, config).unwrap();
+        (wal, empty_recovered(identity))
+    };
+    let work = Arc::new(tokio::sync::Notify::new());
+    let announced = work.clone();
+    wal.set_work_hook(Box::new(move || announced.notify_one()));
+    let driven = wal.clone();
+    tokio::spawn(async move {
+        loop {
+            work.notified().await;
+            while driven.step() == Step::Progress {}
+        }
+    });
+    (wal, recovered)
+}
+
 /// What a log that was just created contains.
 pub(crate) fn empty_recovered(identity: Identity) -> Recovered {
     let (vote, committed, purged, cut) = (None, None, None, None);
@@ -220,6 +261,8 @@ pub(crate) struct Member {
     pub(crate) config: Config,
     pub(crate) ledger: Ledger,
     pub(crate) dir: TempDir,
+    /// Where the log is instead, of a member on a paused clock.
+    disk: Option<FaultFs>,
     transport: Arc<dyn PeerTransport>,
     running: Option<(Node, Wal)>,
 }
@@ -238,6 +281,7 @@ impl Member {
             config,
             ledger,
             dir,
+            disk: None,
             transport,
             running: None,
         }
@@ -253,7 +297,10 @@ impl Member {
     }
 
     pub(crate) async fn start(&mut self) -> Node {
-        let (wal, recovered) = open_wal(self.dir.path(), self.id);
+        let (wal, recovered) = match &self.disk {
+            Some(disk) => open_wal_in_memory(disk, self.id),
+            None => open_wal(self.dir.path(), self.id),
+        };
         let machine = self.ledger.machine();
         let transport = self.transport.clone();
         let node = Node::start(
@@ -272,6 +319,9 @@ impl Member {
     pub(crate) async fn stop(&mut self) {
         let (node, wal) = self.running.take().unwrap();
         node.shutdown().await.unwrap();
+        if wal.is_stepped() {
+            return wal.close().unwrap();
+        }
         tokio::task::spawn_blocking(move || wal.close().unwrap())
             .await
             .unwrap();
@@ -353,6 +403,14 @@ pub(crate) fn fast_config(member_id: u64) -> Config {
 pub(crate) struct Cluster {
     pub(crate) links: Links,
     members: Vec<Member>,
+    disks: Disks,
+}
+
+/// Where the logs of a cluster are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Disks {
+    Folders,
+    Memory,
 }
 
 impl Cluster {
@@ -363,10 +421,20 @@ impl Cluster {
 
     /// As many members as `count` says.
     pub(crate) async fn of(count: u64, tune: impl Fn(Config) -> Config) -> Cluster {
+        Cluster::on(Disks::Folders, count, tune).await
+    }
+
+    /// Three members for a test on a paused clock.
+    pub(crate) async fn in_memory(tune: impl Fn(Config) -> Config) -> Cluster {
+        Cluster::on(Disks::Memory, 3, tune).await
+    }
+
+    async fn on(disks: Disks, count: u64, tune: impl Fn(Config) -> Config) -> Cluster {
         let links = Links::default();
         let mut cluster = Cluster {
             links,
             members: Vec::new(),
+            disks,
         };
         for id in 1..=count {
             cluster.start_new(tune(steady_config(id))).await;
@@ -388,6 +456,7 @@ impl Cluster {
         let id = config.member_id;
         assert_eq!(id, self.members.len() as u64 + 1, "ids are given in order");
         let mut member = Member::new(config, self.links.transport(id));
+        member.disk = (self.disks == Disks::Memory).then(FaultFs::new);
         self.links.connect(id, member.start().await);
         self.members.push(member);
     }
@@ -404,7 +473,14 @@ impl Cluster {
 
     pub(crate) async fn leader_of(&self, ids: &[u64]) -> u64 {
         let first = self.member(ids[0]);
+        let give_up = tokio::time::Instant::now() + PATIENCE;
         loop {
+            let statuses = || ids.iter().map(|id| self.member(*id).node().status());
+            assert!(
+                tokio::time::Instant::now() < give_up,
+                "no leader that all agree on: {:?}",
+                statuses().collect::<Vec<_>>()
+            );
             let seen = first.wait_status(|status| status.leader.is_some()).await;
             let leader = seen.leader.unwrap();
             let agree = ids.iter().all(|id| {
@@ -471,6 +547,8 @@ struct LinkState {
     proposals_not_sent: usize,
     /// Streams of entries for which there was no link.
     appends_not_opened: usize,
+    /// Who is asked to take over the leadership is cut off before it hears of it.
+    cuts_off_successors: bool,
 }
 
 impl Links {
@@ -495,8 +573,15 @@ impl Links {
         self.state.lock().appends_not_opened
     }
 
+    /// Lets whoever is asked to take over the leadership lose its links at that moment.
+    pub(crate) fn cut_off_successors(&self) {
+        self.state.lock().cuts_off_successors = true;
+    }
+
     pub(crate) fn heal(&self) {
-        self.state.lock().isolated.clear();
+        let mut state = self.state.lock();
+        state.isolated.clear();
+        state.cuts_off_successors = false;
     }
 
     pub(crate) fn transport(&self, from: u64) -> Arc<dyn PeerTransport> {
@@ -536,6 +621,11 @@ impl PeerTransport for Link {
         timeout: Duration,
     ) -> PeerFuture<'_, Bytes> {
         Box::pin(async move {
+            if rpc == Rpc::TransferLeader && self.links.state.lock().cuts_off_successors {
+                // All members are told, so that they let the successor win.
+                let transfer = crate::wire::decode_transfer(request.clone()).unwrap();
+                self.links.isolate(*transfer.to_node_id());
+            }
             let node = self.links.route(self.from, peer).inspect_err(|_| {
                 if rpc == Rpc::Propose {
                     self.links.state.lock().proposals_not_sent += 1;

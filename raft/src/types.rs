@@ -42,9 +42,7 @@ impl RaftTypeConfig for TypeConfig {
     type Vote = Vote;
     type Payload = Payload;
     type Entry = Entry;
-    // The crate that openraft names instead is not a dependency of its own here.
-    #[allow(deprecated)]
-    type AsyncRuntime = openraft::impls::TokioRuntime;
+    type AsyncRuntime = crate::runtime::Runtime;
     type Responder<T>
         = Responder<T>
     where

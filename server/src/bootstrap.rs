@@ -11,6 +11,7 @@ use crate::cluster::{self, Member};
 use crate::config::{ClusterState, Config, Url};
 use crate::data_dir::{DataDir, Meta};
 use crate::peer::{Connector, RemoteCluster, fetch_cluster};
+use crate::{apply, build};
 
 /// Formats this build writes, recorded in the folder's meta file.
 const WAL_FORMAT: u32 = 1;
@@ -52,18 +53,40 @@ pub(crate) async fn identify(
         });
     }
     let (cluster_id, member_id, beginning) = begin(config, connector).await?;
-    let meta = Meta {
+    let identity = new_identity(cluster_id, member_id);
+    claim(folder, identity)?;
+    Ok(Bootstrap {
+        identity,
+        beginning,
+    })
+}
+
+/// Writes down whose the folder is; it must be before anything else is in it.
+pub(crate) fn claim(folder: &DataDir, owner: kv_wal::Identity) -> Result<()> {
+    folder.write_meta(&Meta {
         wal_format: WAL_FORMAT,
         store_format: STORE_FORMAT,
+        cluster_id: owner.cluster_id,
+        member_id: owner.member_id,
+        incarnation: owner.incarnation,
+    })?;
+    Ok(())
+}
+
+/// This member of the new cluster that the flags describe, and all of its members; nobody is asked.
+pub(crate) async fn founder(config: &Config) -> Result<(kv_wal::Identity, Vec<Member>)> {
+    let named = named_members(config)?;
+    check_advertised(own(config, &named)?, &config.initial_advertise_peer_urls).await?;
+    let (cluster_id, member_id, members) = founders(config, &named)?;
+    Ok((new_identity(cluster_id, member_id), members))
+}
+
+fn new_identity(cluster_id: u64, member_id: u64) -> kv_wal::Identity {
+    kv_wal::Identity {
         cluster_id,
         member_id,
         incarnation: new_incarnation(),
-    };
-    folder.write_meta(&meta)?;
-    Ok(Bootstrap {
-        identity: identity(&meta),
-        beginning,
-    })
+    }
 }
 
 /// How a member begins whose folder is known and whose log is empty: its first start ended early.
@@ -114,7 +137,16 @@ fn identity(meta: &Meta) -> kv_wal::Identity {
 /// Cluster id, member id and first step of a member without a log.
 async fn begin(config: &Config, connector: &Connector) -> Result<(u64, u64, Beginning)> {
     let named = named_members(config)?;
-    let own = named
+    check_advertised(own(config, &named)?, &config.initial_advertise_peer_urls).await?;
+    match config.initial_cluster_state {
+        ClusterState::New => begin_new(config, connector, &named).await,
+        ClusterState::Existing => begin_joining(config, connector, &named).await,
+    }
+}
+
+/// The member that the flags call this one.
+fn own<'a>(config: &Config, named: &'a [Named]) -> Result<&'a Named> {
+    named
         .iter()
         .find(|member| member.name == config.name)
         .with_context(|| {
@@ -123,19 +155,11 @@ async fn begin(config: &Config, connector: &Connector) -> Result<(u64, u64, Begi
                  --name must be one of the names in --initial-cluster",
                 config.name
             )
-        })?;
-    check_advertised(own, &config.initial_advertise_peer_urls).await?;
-    match config.initial_cluster_state {
-        ClusterState::New => begin_new(config, connector, &named).await,
-        ClusterState::Existing => begin_joining(config, connector, &named).await,
-    }
+        })
 }
 
-async fn begin_new(
-    config: &Config,
-    connector: &Connector,
-    named: &[Named],
-) -> Result<(u64, u64, Beginning)> {
+/// Cluster id, this member's id and all members of a cluster that they begin together.
+fn founders(config: &Config, named: &[Named]) -> Result<(u64, u64, Vec<Member>)> {
     let mut members: Vec<Member> = named
         .iter()
         .map(|member| {
@@ -156,6 +180,15 @@ async fn begin_new(
         .find(|member| member.name == config.name)
         .map(|member| member.id)
         .context("the caller found the name")?;
+    Ok((cluster_id, own, members))
+}
+
+async fn begin_new(
+    config: &Config,
+    connector: &Connector,
+    named: &[Named],
+) -> Result<(u64, u64, Beginning)> {
+    let (cluster_id, own, members) = founders(config, named)?;
     // Members that start at the same time do not answer yet.
     if let Ok(remote) = ask_others(config, connector, named).await {
         if remote.id != cluster_id {
@@ -184,6 +217,12 @@ async fn begin_joining(
     let remote = ask_others(config, connector, named)
         .await
         .context("cannot fetch cluster info from peer urls")?;
+    if let Some(needed) = remote.version.filter(|v| *v > build::cluster_version()) {
+        bail!(
+            "incompatible with current running cluster: {}",
+            apply::too_new(needed)
+        );
+    }
     if remote.members.len() != named.len() {
         bail!(
             "error validating peerURLs: member count is unequal: --initial-cluster has {}, the cluster has {}. \

@@ -8,6 +8,24 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why a request was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// A member's build cannot apply it yet.
+    #[error("not capable")]
+    NotCapable,
+    /// The version to go down to cannot be read.
+    #[error("wrong downgrade target version format")]
+    WrongDowngradeVersionFormat,
+    /// Not one minor version below the cluster's.
+    #[error("invalid downgrade target version")]
+    InvalidDowngradeTargetVersion,
+    /// The cluster version is not decided.
+    #[error("cluster version not found during downgrade")]
+    ClusterVersionUnavailable,
+    /// One at a time.
+    #[error("cluster has a downgrade job in progress")]
+    DowngradeInProcess,
+    /// There is nothing to cancel.
+    #[error("no inflight downgrade job")]
+    NoInflightDowngrade,
     /// A request without a key.
     #[error("no key is given")]
     EmptyKey,

@@ -7,15 +7,21 @@
 mod alarm;
 mod apply;
 mod auth;
+mod backup;
 mod bootstrap;
+mod build;
 mod clock;
 mod cluster;
 mod compactor;
 pub mod config;
+mod corruption;
 pub mod data_dir;
 mod disk_space;
+mod downgrade;
 mod error;
+mod force_new;
 pub mod http;
+mod large_reads;
 mod leader;
 mod lease;
 mod listener;
@@ -25,18 +31,30 @@ pub mod metrics;
 mod pages;
 mod peer;
 mod propose;
+pub mod proxy;
 mod publish;
 mod quota;
+mod range_budget;
 mod read;
 mod reconfigure;
+pub mod restore;
 mod rpc;
 mod scrub;
 mod server;
 pub mod tls;
+mod version_monitor;
 mod wait;
 
 pub use error::{Error, Result};
 pub use server::{Pulse, Server};
+
+/// From now on this process is the next release: one command version and one cluster version ahead of the source.
+///
+/// For tests of rolling upgrades, which need a second build; `kvd` has no way to get here.
+#[doc(hidden)]
+pub fn pretend_later_build() {
+    kv_proto::command::later::pretend();
+}
 
 /// A panic anywhere ends the process, logged: a wrong replica is worse than a stopped one. The engine's guarded
 /// open-and-scan thread is excepted; it turns a panic into an error.

@@ -1,4 +1,4 @@
-//! `kvd`: one member of a cluster.
+//! `kvd`: one member of a cluster, or what stands before one.
 
 mod watchdog;
 
@@ -12,7 +12,11 @@ use tokio::signal::unix::{SignalKind, signal};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let invocation = match config::load(std::env::args_os().skip(1), std::env::vars_os()) {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(code) = kv_server::proxy::run_subcommand(&args) {
+        return code;
+    }
+    let invocation = match config::load(args, std::env::vars_os()) {
         Ok(invocation) => invocation,
         Err(error) => {
             eprintln!("kvd: {error}");

@@ -15,20 +15,19 @@ use tokio_util::sync::CancellationToken;
 use crate::alarm::Alarms;
 use crate::apply::Response;
 use crate::auth::{Auth, Credentials};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Version};
 use crate::config::Config;
 use crate::disk_space::Allowance;
+use crate::large_reads::LargeReads;
 use crate::metrics::Metrics;
 use crate::peer::Transport;
 use crate::propose::Proposer;
+use crate::range_budget::RangeBudget;
 use crate::read::ReadBarrier;
-use crate::{Error, Result, quota};
+use crate::{Error, Result, backup, quota};
 
-/// The etcd API level that is reported everywhere.
-pub(crate) const API_VERSION: &str = "3.7.1";
-/// The same as a cluster and storage version.
-pub(crate) const CLUSTER_VERSION: &str = "3.7.0";
-
+/// Answers to large reads may take the memory budget so many times: it is meant for what stays.
+const RANGE_BUDGETS: u64 = 2;
 /// Store reads that may leave the connection's thread at once.
 const BLOCKING_READS_MAX: usize = 4;
 
@@ -53,6 +52,11 @@ pub(crate) struct Member {
     /// Origin of lease times.
     pub(crate) started: Instant,
     pub(crate) disk_allowance: Allowance,
+    /// Backups that may still begin.
+    pub(crate) backups: Arc<Semaphore>,
+    /// What answers to large reads may take.
+    pub(crate) range_budget: Arc<RangeBudget>,
+    large_reads: LargeReads,
     blocking_reads: Semaphore,
 }
 
@@ -73,7 +77,7 @@ pub(crate) struct Parts {
 }
 
 impl Member {
-    pub(crate) fn new(parts: Parts) -> Arc<Member> {
+    pub(crate) fn new(parts: Parts) -> std::io::Result<Arc<Member>> {
         let Parts {
             id,
             config,
@@ -88,9 +92,11 @@ impl Member {
             stopping,
             started,
         } = parts;
-        let reads = ReadBarrier::new(node.clone(), id, config.request_timeout());
+        let reads = ReadBarrier::new(node.clone(), config.request_timeout());
         let blocking_reads = Semaphore::new(BLOCKING_READS_MAX);
-        Arc::new(Member {
+        let range_bytes_max = config.memory_budget.saturating_mul(RANGE_BUDGETS);
+        let range_budget = RangeBudget::new(range_bytes_max, config.request_timeout());
+        Ok(Arc::new(Member {
             id,
             config,
             node,
@@ -106,8 +112,11 @@ impl Member {
             stopping,
             started,
             disk_allowance: Allowance::new(),
+            backups: Arc::new(Semaphore::new(backup::AT_ONCE_MAX)),
+            range_budget,
+            large_reads: LargeReads::start()?,
             blocking_reads,
-        })
+        }))
     }
 
     /// A response header of this member at `revision`.
@@ -119,6 +128,12 @@ impl Member {
             revision,
             raft_term,
         }
+    }
+
+    /// The version of what is stored: that of the cluster, none until the cluster's is known.
+    pub(crate) fn storage_version(&self) -> Option<Version> {
+        let version = self.cluster.version();
+        version.filter(|version| *version != Version::UNKNOWN)
     }
 
     /// Whether this member leads and can vouch for it.
@@ -141,8 +156,7 @@ impl Member {
 
     /// Whether this member is the only voter, so that nobody else can lead.
     pub(crate) fn is_alone(&self) -> bool {
-        self.node
-            .peek(|status| status.role == Role::Leader && *status.voters == [self.id])
+        self.node.is_sole_voter()
     }
 
     /// Whether this member knows a leader.
@@ -172,10 +186,7 @@ impl Member {
     /// Proposes `body` for the caller after the quota check and returns what applying it answered.
     pub(crate) async fn propose(&self, credentials: &Credentials, body: Body) -> Result<Response> {
         let cost = quota::cost(&body);
-        if self.is_over_quota(cost) {
-            self.raise(AlarmType::Nospace).await;
-            return Err(Error::NoSpace);
-        }
+        self.check_quota(cost).await?;
         if cost > 0 {
             let look = self.disk_allowance.take(cost);
             timeout(self.config.request_timeout(), look)
@@ -196,11 +207,19 @@ impl Member {
         self.proposer.propose_for(caller, body).await
     }
 
-    fn is_over_quota(&self, cost: u64) -> bool {
+    /// Refuses what the quota has no room for, and raises the alarm then. What costs nothing is admitted always.
+    ///
+    /// etcd asks this before it looks at the request itself, so handlers do.
+    pub(crate) async fn check_quota(&self, cost: u64) -> Result<()> {
         let Some(quota) = self.config.quota_bytes().filter(|_| cost > 0) else {
-            return false;
+            return Ok(());
         };
-        self.bytes_in_use() + cost >= quota
+        let used = self.bytes_in_use();
+        if used + cost < quota {
+            return Ok(());
+        }
+        quota::raise(self, used, quota).await;
+        Err(Error::NoSpace)
     }
 
     /// Whether this member's own alarm is raised.
@@ -211,20 +230,33 @@ impl Member {
 
     /// Live bytes of the database, those that are not committed yet included.
     pub(crate) fn bytes_in_use(&self) -> u64 {
-        let backend = self.store.backend();
-        backend.size().in_use + backend.buffered_bytes()
+        quota::usage(&self.store)
     }
 
     /// Raises an alarm for this member; a failure is logged, since the refusal that caused it stands anyway.
     pub(crate) async fn raise(&self, alarm: AlarmType) {
+        self.raise_for(self.id, alarm).await;
+    }
+
+    /// As [`Member::raise`], for another member; 0 stands for the cluster as a whole.
+    pub(crate) async fn raise_for(&self, member_id: u64, alarm: AlarmType) {
         let request = AlarmRequest {
             action: AlarmAction::Activate as i32,
-            member_id: self.id,
+            member_id,
             alarm: alarm as i32,
         };
         if let Err(error) = self.proposer.propose(Body::Alarm(request)).await {
             tracing::warn!(alarm = alarm.as_str_name(), %error, "could not raise an alarm");
         }
+    }
+
+    /// Runs a store read that takes long, with less right to the processor than other work.
+    pub(crate) async fn read_large<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Store) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let store = self.store.clone();
+        self.large_reads.run(move || read(&store)).await
     }
 
     /// Runs a store read where it does not hold up other connections.

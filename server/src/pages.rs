@@ -7,7 +7,7 @@ use kv_proto::key_range::KeyRange;
 use kv_raft::Role;
 
 use crate::http::{HealthSource, RaftStatus, Versions};
-use crate::member::{CLUSTER_VERSION, Member};
+use crate::member::Member;
 
 impl HealthSource for Member {
     async fn serializable_read(&self) -> Result<(), String> {
@@ -46,8 +46,8 @@ impl HealthSource for Member {
 
     fn versions(&self) -> Versions {
         Versions {
-            cluster: self.cluster.version(),
-            storage: Some(CLUSTER_VERSION.into()),
+            cluster: self.cluster.version().map(|version| version.to_string()),
+            storage: self.storage_version().map(|version| version.to_string()),
         }
     }
 
@@ -97,14 +97,9 @@ impl Member {
             .with_label_values(&[&format!("{:x}", self.id)])
             .set(1);
         if let Some(version) = self.cluster.version() {
-            let minor = version
-                .rsplit_once('.')
-                .map_or(version.as_str(), |(minor, _)| minor);
-            metrics
-                .server
-                .cluster_version
-                .with_label_values(&[minor])
-                .set(1);
+            let shown = &metrics.server.cluster_version;
+            shown.reset();
+            shown.with_label_values(&[&version.major_minor()]).set(1);
         }
         let sizes = self.store.backend().size();
         metrics.mvcc.db_bytes.set(sizes.on_disk as i64);

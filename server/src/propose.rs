@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::apply::Response;
+use crate::cluster::Cluster;
 use crate::metrics::Metrics;
 use crate::wait::Wait;
 use crate::{Error, Result};
@@ -30,6 +31,7 @@ pub(crate) struct Proposer {
     node: Node,
     wait: Arc<Wait>,
     backend: kv_mvcc::backend::Backend,
+    cluster: Arc<Cluster>,
     member_id: u64,
     request_bytes_max: u64,
     timeout: Duration,
@@ -38,11 +40,16 @@ pub(crate) struct Proposer {
 }
 
 impl Proposer {
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own; called once"
+    )]
     /// `timeout` bounds the wait for a result; `request_bytes_max` is `--max-request-bytes`.
     pub(crate) fn new(
         node: Node,
         wait: Arc<Wait>,
         backend: kv_mvcc::backend::Backend,
+        cluster: Arc<Cluster>,
         member_id: u64,
         request_bytes_max: u64,
         timeout: Duration,
@@ -53,6 +60,7 @@ impl Proposer {
             node,
             wait,
             backend,
+            cluster,
             member_id,
             request_bytes_max,
             timeout,
@@ -71,6 +79,7 @@ impl Proposer {
 
     /// As [`Proposer::propose`], on behalf of `caller`.
     pub(crate) async fn propose_for(&self, caller: Caller, body: Body) -> Result<Response> {
+        self.check_version(&body)?;
         self.check_backlog(&body)?;
         let _pending = Pending::new(&self.metrics);
         let deadline = Instant::now() + self.timeout;
@@ -132,6 +141,9 @@ impl Proposer {
         bodies: Vec<Body>,
         propose: impl FnOnce(&Node, Vec<Bytes>, Refused),
     ) -> Result<()> {
+        bodies
+            .iter()
+            .try_for_each(|body| self.check_version(body))?;
         let mut waiter = self.wait.register();
         let last = bodies.len().saturating_sub(1);
         let encode = |(n, body)| {
@@ -158,14 +170,17 @@ impl Proposer {
         }
     }
 
+    /// Nothing is proposed that a member of this cluster could not apply.
+    fn check_version(&self, body: &Body) -> Result<()> {
+        if body.version() > self.cluster.commands() {
+            return Err(Error::NotCapable);
+        }
+        Ok(())
+    }
+
     /// Whether `body` may be proposed now: apply keeps up, and there is memory.
     pub(crate) fn check_backlog(&self, body: &Body) -> Result<()> {
-        let limit = if matches!(body, Body::LeaseRevoke(_)) {
-            APPLY_BACKLOG_MAX_REVOKE
-        } else {
-            APPLY_BACKLOG_MAX
-        };
-        if self.node.apply_backlog() > limit || self.backend.is_full() {
+        if is_backlogged(self.node.apply_backlog(), body) || self.backend.is_full() {
             return Err(Error::TooManyRequests);
         }
         Ok(())
@@ -202,6 +217,15 @@ impl Drop for Pending<'_> {
     }
 }
 
+/// Whether so many entries that are committed and not applied are too many for `body`.
+fn is_backlogged(entries: u64, body: &Body) -> bool {
+    let limit = match body {
+        Body::LeaseRevoke(_) => APPLY_BACKLOG_MAX_REVOKE,
+        _ => APPLY_BACKLOG_MAX,
+    };
+    entries > limit
+}
+
 fn refusal(why: ProposeError) -> Error {
     match why {
         ProposeError::NotLeader { .. } | ProposeError::NoQuorum => Error::NoLeader,
@@ -215,4 +239,27 @@ fn refusal(why: ProposeError) -> Error {
 fn etcd_entry_bytes(body: usize) -> u64 {
     const ID: usize = 2 + 1 + 1 + 9;
     (ID + 1 + encoded_len_varint(body as u64) + body) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_proto::etcdserverpb::{DeleteRangeRequest, LeaseRevokeRequest, PutRequest};
+
+    use super::*;
+
+    #[test]
+    fn backlog_refuses_beyond_etcds_limits() {
+        let put = Body::Put(PutRequest::default());
+        let delete = Body::DeleteRange(DeleteRangeRequest::default());
+        let revoke = Body::LeaseRevoke(LeaseRevokeRequest::default());
+        for (entries, refused) in [
+            (5_000, [false, false, false]),
+            (5_001, [true, true, false]),
+            (10_000, [true, true, false]),
+            (10_001, [true, true, true]),
+        ] {
+            let said = [&put, &delete, &revoke].map(|body| is_backlogged(entries, body));
+            assert_eq!(said, refused, "{entries} entries");
+        }
+    }
 }

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kv_raft::{Node, ReadError, Role};
+use kv_raft::{Node, ReadError};
 use tokio::time::timeout;
 
 use crate::{Error, Result};
@@ -16,7 +16,6 @@ use crate::{Error, Result};
 /// Holds reads back until they are safe.
 pub(crate) struct ReadBarrier {
     node: Node,
-    member_id: u64,
     timeout: Duration,
     /// Term in which one round confirmed that this member has applied what earlier terms left; 0 for none.
     confirmed_term: AtomicU64,
@@ -24,10 +23,9 @@ pub(crate) struct ReadBarrier {
 
 impl ReadBarrier {
     /// `timeout` bounds the wait, 5 s + 2 x election timeout.
-    pub(crate) fn new(node: Node, member_id: u64, timeout: Duration) -> ReadBarrier {
+    pub(crate) fn new(node: Node, timeout: Duration) -> ReadBarrier {
         ReadBarrier {
             node,
-            member_id,
             timeout,
             confirmed_term: AtomicU64::new(0),
         }
@@ -35,10 +33,8 @@ impl ReadBarrier {
 
     /// Waits until a read on this member is linearizable.
     pub(crate) async fn linearizable(&self) -> Result<()> {
-        let (alone, term) = self.node.peek(|status| {
-            let alone = status.role == Role::Leader && *status.voters == [self.member_id];
-            (alone, status.term)
-        });
+        let term = self.node.peek(|status| status.term);
+        let alone = self.node.is_sole_voter();
         if alone && self.confirmed_term.load(Ordering::Acquire) == term {
             return Ok(());
         }

@@ -36,7 +36,10 @@ use crate::propose::Proposer;
 use crate::rpc::{Dispatch, Offers};
 use crate::tls::{TlsAcceptor, TlsConnector};
 use crate::wait::{self, Wait};
-use crate::{clock, compactor, disk_space, leader, lease, publish, reconfigure, scrub};
+use crate::{
+    build, clock, compactor, corruption, disk_space, force_new, leader, lease, publish, quota,
+    reconfigure, scrub, version_monitor,
+};
 
 /// Clients are served once this member is published, or after this time, so that a member without a quorum still
 /// answers what needs none. Source: etcd v3.7, the default of its former flag for it.
@@ -114,7 +117,7 @@ impl Server {
                 folder.member_dir().display()
             )
         })?;
-        let (wal, recovered) = open_wal(&folder, identity)?;
+        let (wal, mut recovered) = open_wal(&folder, identity)?;
         exit_on_failure(&wal, &backend);
         observe_disk(&metrics, &wal, &backend);
         let gate = wal.clone();
@@ -138,12 +141,27 @@ impl Server {
                 config.data_dir.display()
             );
         }
-        if config.force_new_cluster && cluster.members().len() > 1 {
+        if let Some(needed) = cluster.version().filter(|v| *v > build::cluster_version()) {
             bail!(
-                "--force-new-cluster cannot make a cluster of one out of this member of {} yet: \
-                 remove the flag, or restore a snapshot into a new cluster",
-                cluster.members().len()
+                "{}; {} was left as it is",
+                apply::too_new(needed),
+                config.data_dir.display()
             );
+        }
+        let forced = if config.force_new_cluster {
+            let own = force_new::Own {
+                identity,
+                cluster: &cluster,
+                connector: &connector,
+            };
+            force_new::run(&own, &wal, &mut recovered, &backend).await?
+        } else {
+            None
+        };
+        if config.feature_gates.enabled(Gate::InitialCorruptCheck) && !is_blank && forced.is_none()
+        {
+            let id = identity.member_id;
+            corruption::check_at_start(id, &store, &cluster, &connector).await?;
         }
         let first_voters = prepare_members(beginning, &cluster, &backend).await?;
         let wait = Wait::new(clock::wall_ms());
@@ -196,11 +214,17 @@ impl Server {
                 .context("cannot start raft")?
         };
         exit_when_raft_fails(&node);
+        if let Some(index) = forced {
+            // Those who were left behind must find themselves removed, should they still run.
+            let applied = node.wait_applied(index).await;
+            applied.context("the member does not go on alone")?;
+        }
 
         let proposer = Proposer::new(
             node.clone(),
             wait.clone(),
             backend,
+            cluster.clone(),
             identity.member_id,
             config.max_request_bytes,
             config.request_timeout(),
@@ -221,7 +245,8 @@ impl Server {
             transport,
             stopping,
             started,
-        });
+        })
+        .context("cannot start the threads of large reads")?;
         member.node.serve_app(leader::Answers::of(&member));
         // The RPC threads take the shards from 0 on.
         Wait::use_shard(wait::OWN_SHARD);
@@ -251,10 +276,12 @@ impl Server {
             identity.incarnation,
             published,
         ));
-        tokio::spawn(publish::set_version(member.clone()));
+        tokio::spawn(version_monitor::run(member.clone()));
         tokio::spawn(reconfigure::promote_staged(member.clone()));
         tokio::spawn(scrub::run(member.clone()));
         tokio::spawn(member.auth.clone().watch_keys());
+        tokio::spawn(corruption::compare_compactions(member.clone()));
+        tokio::spawn(corruption::compare_everything(member.clone()));
         tokio::select! {
             _ = is_published => {}
             () = tokio::time::sleep(CLUSTER_READY_MAX) => {
@@ -262,6 +289,7 @@ impl Server {
             }
             () = removed.cancelled() => {}
         }
+        tokio::spawn(quota::run(member.clone()));
         let lease_expiry = tokio::spawn(lease::expiry::run(member.clone()));
         let folder = Arc::new(folder);
         let disk_space = tokio::spawn(disk_space::run(member.clone(), folder.clone(), wal.clone()));
@@ -279,7 +307,7 @@ impl Server {
             .map_or(1, |n| n.get())
             .min(wait::RPC_SHARDS);
         let threads = Arc::new(RpcThreads::start(cores, &wait, settings)?);
-        let dispatch = Dispatch::new(member.clone(), clock::wall_ms() << 20);
+        let dispatch = Dispatch::new(member.clone(), clock::wall_ms());
         accepting.extend(bound.into_iter().map(|bound| {
             let dispatch = dispatch.offering(bound.offers);
             let stop = stop_listening.clone();
@@ -578,7 +606,7 @@ async fn bind(url: &Url) -> Result<Listener> {
     Ok(Listener::bind_tcp(address).await?)
 }
 
-fn open_backend(config: &Config, folder: &DataDir) -> Result<Backend> {
+pub(crate) fn open_backend(config: &Config, folder: &DataDir) -> Result<Backend> {
     let engine = config.storage_engine.map(|engine| match engine {
         StorageEngine::Redb => EngineKind::Redb,
         StorageEngine::Sled => EngineKind::Sled,

@@ -473,6 +473,53 @@ func checkStep(t *testing.T, s step, etcdctl, kvctl *client) {
 	}
 }
 
+// Alarms that are raised: listed and cleared, and what they refuse. Member 5 does not exist, and its alarm counts all the same.
+func TestKvctlAlarms(t *testing.T) {
+	servers(t, func(t *testing.T, label, bin string) {
+		kvctl := newClient(t, asEtcdctl(t), start(t, label, bin, nil))
+		etcdctl := newClient(t, etcdctlBin, start(t, label, bin, nil))
+		raise := func(alarms ...*pb.AlarmMember) {
+			for _, c := range []*client{kvctl, etcdctl} {
+				conn, err := c.srv.Dial()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, alarm := range alarms {
+					ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
+					request := &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: alarm.MemberID, Alarm: alarm.Alarm}
+					_, err := pb.NewMaintenanceClient(conn).Alarm(ctx, request)
+					cancel()
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				conn.Close()
+			}
+		}
+		noSpace := &pb.AlarmMember{MemberID: 5, Alarm: pb.AlarmType_NOSPACE}
+		corrupt := &pb.AlarmMember{MemberID: 6, Alarm: pb.AlarmType_CORRUPT}
+		check := func(steps ...[]step) {
+			for _, s := range slices.Concat(steps...) {
+				checkStep(t, s, etcdctl, kvctl)
+			}
+		}
+		check(writes("put a 1", "lease grant 600"))
+		for _, form := range []string{"simple", "json", "fields", "protobuf", "table"} {
+			raise(noSpace)
+			check(reads("alarm list -w "+form, "endpoint status -w "+form, "endpoint health"), writes("alarm disarm -w "+form))
+		}
+		raise(noSpace)
+		check(everyForm("alarm list"),
+			writes("put a 2", "put a 3 --lease={lease}", "lease grant 60", "put b x", "del b", "lease revoke {lease}", "compaction 2", "defrag"),
+			[]step{txn("simple", "\nget a\n\nput never x\n\n"), txn("simple", "\ndel a\n\n\n"), txn("simple", "\nget a\n\n\n")})
+		// One at a time: etcd lists several in no order.
+		check(writes("alarm disarm"))
+		raise(corrupt)
+		check(writes("put a 4", "del a", "lease grant 60", "lease revoke 1234", "compaction 3", "get a"),
+			[]step{txn("simple", "\ndel a\n\n\n"), txn("simple", "\nget a\n\n\n")}, writes("alarm disarm"), writes("alarm list", "put a 5", "get a"))
+	})
+}
+
 func TestKvctlOverTLS(t *testing.T) {
 	files, err := proc.MakeTLS(t.TempDir())
 	if err != nil {

@@ -69,7 +69,7 @@ if ! part "build" "$logs/build.log" ./build.sh; then
 fi
 
 echo "server under test: $KVD_BIN"
-part "go test" "$logs/gotest.log" timeout 600 nice -n 5 go test -p 1 -count=1 -timeout 300s -v ./...
+part "go test" "$logs/gotest.log" timeout 720 nice -n 5 go test -p 1 -count=1 -timeout 300s -v ./...
 code=$?
 grep -E '^ *--- (PASS|FAIL|SKIP)|^(FAIL|ok|panic)|SKIPPED' "$logs/gotest.log"
 # Tests with parts are counted by their parts.

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Runs unmodified kube-apiservers on the store and checks it through them. Arguments go to kubescenario, such as
-#   -self-check    to see that the scenario notices a store that breaks its promises
-#   -kills 20      for a longer load
+# Runs unmodified kube-apiservers on the store and checks it through them: the whole scenario on one member, then start, load
+# and verification on three. With arguments, which go to kubescenario, it is one run as they say, such as
+#   -self-check            to see that the scenario notices a store that breaks its promises
+#   -kills 20              for a longer load
+#   -members 3 -kills 10   for the whole scenario on three members
 # KVD_BIN names the store; anything that takes etcd's flags will do.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -21,4 +23,20 @@ fi
 started=$(date +%s)
 "$here/build.sh"
 echo "build took $(($(date +%s) - started)) s"
-exec "$here/bin/kubescenario" "$@"
+[[ $# -eq 0 ]] || exec "$here/bin/kubescenario" "$@"
+
+passed=0 failed=0
+scenario() {
+	echo "-- kubescenario $*"
+	"$here/bin/kubescenario" "$@" | tee "$log" || true
+	local counts
+	counts=$(tail -n 1 "$log" | grep -E '^[0-9]+ passed, [0-9]+ failed$') || counts="0 passed, 1 failed"
+	read -r p _ f _ <<<"$counts"
+	passed=$((passed + p)) failed=$((failed + f))
+}
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+scenario
+scenario -members 3 -short -kills 2
+echo "$passed passed, $failed failed"
+[[ $failed -eq 0 ]]

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import etcd3
+import requests
 
 from certificates import Certificates
 
@@ -48,6 +49,13 @@ class Server:
 
     def start(self) -> None:
         """Starts the member over its data folder and waits until it answers."""
+        self._start(self._wait_until_it_answers)
+
+    def start_without_client(self) -> None:
+        """The same, without a call: the client of the other tests has no token."""
+        self._start(self._wait_until_it_listens)
+
+    def _start(self, wait) -> None:
         peer_url = f"http://127.0.0.1:{self._peer_port}"
         command = [
             os.environ["KVD_BIN"],
@@ -73,7 +81,7 @@ class Server:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
             )
         try:
-            self._wait_until_it_answers()
+            wait()
         except BaseException:
             self.kill()
             raise
@@ -105,7 +113,21 @@ class Server:
             grpc_options=options,
         )
 
+    def http_session(self) -> requests.Session:
+        """A session that trusts and shows the certificates of the test, whatever the environment says."""
+        session = requests.Session()
+        session.trust_env = False
+        if self.certificates:
+            session.verify = str(self.certificates.authority)
+            session.cert = (str(self.certificates.client_cert), str(self.certificates.client_key))
+        return session
+
     def _wait_until_it_answers(self) -> None:
+        self._wait_until_it_listens()
+        with self.client() as client:
+            client.status()
+
+    def _wait_until_it_listens(self) -> None:
         deadline = time.monotonic() + START_LIMIT_SECS
         while True:
             if self._process.poll() is not None:
@@ -118,8 +140,6 @@ class Server:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
-        with self.client() as client:
-            client.status()
 
 
 class ServerEnded(Exception):

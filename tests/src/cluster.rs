@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::link::Link;
+use crate::mesh::Mesh;
 use crate::process::{Kvd, KvdOptions, free_port};
 
 /// How long anything that a test waits for may take.
@@ -36,6 +37,12 @@ pub struct Place {
     /// Where it listens for them; another port if a link is between.
     peer_listen_port: u16,
     flags: Vec<String>,
+    env: Vec<(String, String)>,
+    wrapper: Vec<String>,
+    /// Its address, in a network namespace another one than loopback.
+    host: String,
+    /// What it runs; `None`: kvd.
+    program: Option<PathBuf>,
     /// Whether those that start are told of it.
     is_listed: bool,
 }
@@ -46,6 +53,7 @@ pub struct Cluster {
     peer_scheme: &'static str,
     places: Vec<Place>,
     running: Vec<Option<Kvd>>,
+    mesh: Option<Mesh>,
     /// Last, so that the members end before their folders.
     folder: tempfile::TempDir,
 }
@@ -67,6 +75,7 @@ impl Cluster {
             peer_scheme,
             places: Vec::new(),
             running: Vec::new(),
+            mesh: None,
             folder,
         };
         for _ in 0..count {
@@ -90,6 +99,10 @@ impl Cluster {
             peer_port,
             peer_listen_port: peer_port,
             flags: flags.iter().map(ToString::to_string).collect(),
+            env: Vec::new(),
+            wrapper: Vec::new(),
+            host: "127.0.0.1".into(),
+            program: None,
             is_listed: true,
         });
         self.running.push(None);
@@ -101,6 +114,52 @@ impl Cluster {
         let place = &mut self.places[n];
         place.peer_listen_port = free_port();
         Ok(Link::open(place.peer_port, place.peer_listen_port).await?)
+    }
+
+    /// Puts the mesh in front of a place that was not started yet.
+    pub async fn join_mesh(&mut self, n: usize, mesh: &Mesh) -> Result<()> {
+        let place = &mut self.places[n];
+        place.peer_listen_port = free_port();
+        mesh.listen(n, place.peer_port, place.peer_listen_port)
+            .await?;
+        self.mesh = Some(mesh.clone());
+        Ok(())
+    }
+
+    /// Sets an environment variable for later starts of a member.
+    pub fn set_env(&mut self, n: usize, name: &str, value: &str) {
+        let env = &mut self.places[n].env;
+        env.retain(|(other, _)| other != name);
+        env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Takes an environment variable away for later starts of a member.
+    pub fn unset_env(&mut self, n: usize, name: &str) {
+        self.places[n].env.retain(|(other, _)| other != name);
+    }
+
+    /// Puts a place that was not started yet into a network namespace with an address of its own.
+    pub fn move_into(&mut self, n: usize, namespace: &str, host: &str) {
+        let place = &mut self.places[n];
+        place.wrapper = ["ip", "netns", "exec", namespace]
+            .map(str::to_owned)
+            .to_vec();
+        place.host = host.to_owned();
+    }
+
+    /// Lets a place that was not started yet keep its data elsewhere.
+    pub fn set_data_dir(&mut self, n: usize, data_dir: PathBuf) {
+        self.places[n].data_dir = data_dir;
+    }
+
+    /// The member's name.
+    pub fn name(&self, n: usize) -> &str {
+        &self.places[n].name
+    }
+
+    /// Where the folders are.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     /// Leaves a member that was removed out of what those that join are told.
@@ -121,14 +180,15 @@ impl Cluster {
     /// The URL other members dial.
     pub fn peer_url(&self, n: usize) -> String {
         format!(
-            "{}://127.0.0.1:{}",
-            self.peer_scheme, self.places[n].peer_port
+            "{}://{}:{}",
+            self.peer_scheme, self.places[n].host, self.places[n].peer_port
         )
     }
 
     /// The URL clients dial.
     pub fn client_url(&self, n: usize) -> String {
-        format!("http://127.0.0.1:{}", self.places[n].client_port)
+        let place = &self.places[n];
+        format!("http://{}:{}", place.host, place.client_port)
     }
 
     /// The member's folder.
@@ -141,6 +201,11 @@ impl Cluster {
         self.start_member_with(n, &[]);
     }
 
+    /// From its next start on, a member runs another program; `None`: kvd.
+    pub fn set_program(&mut self, n: usize, program: Option<&str>) {
+        self.places[n].program = program.map(PathBuf::from);
+    }
+
     /// Starts a member with further flags.
     pub fn start_member_with(&mut self, n: usize, flags: &[&str]) {
         let initial_cluster = self.initial_cluster();
@@ -151,8 +216,12 @@ impl Cluster {
         args.extend(flags.iter().map(ToString::to_string));
         let options = KvdOptions {
             args,
+            program: place.program.clone(),
             peer_scheme: self.peer_scheme.to_owned(),
             advertised_peer_port: Some(place.peer_port),
+            host: place.host.clone(),
+            env: place.env.clone(),
+            wrapper: place.wrapper.clone(),
             ..KvdOptions::default()
         };
         let kvd = Kvd::start_on(
@@ -161,6 +230,9 @@ impl Cluster {
             place.peer_listen_port,
             options,
         );
+        if let Some(mesh) = &self.mesh {
+            mesh.is_run_by(n, kvd.pid());
+        }
         self.running[n] = Some(kvd);
     }
 
@@ -189,6 +261,18 @@ impl Cluster {
             ensure!(Instant::now() < deadline, "the member does not end");
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// The exit status of a member that was not asked to end and did; it does not count as running any more.
+    pub fn has_ended(&mut self, n: usize) -> Result<Option<std::process::ExitStatus>> {
+        let Some(kvd) = self.running[n].as_mut() else {
+            return Ok(None);
+        };
+        let status = kvd.try_wait()?;
+        if status.is_some() {
+            self.running[n] = None;
+        }
+        Ok(status)
     }
 
     /// The process id of a member that runs.
@@ -260,6 +344,18 @@ impl Cluster {
         Ok(answer.into_inner())
     }
 
+    /// Answer of a page on the client port.
+    pub async fn page(&self, n: usize, path: &str) -> Result<String> {
+        let mut stream =
+            TcpStream::connect((&*self.places[n].host, self.places[n].client_port)).await?;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await?;
+        Ok(page)
+    }
+
     /// The member list as one member shows it by itself.
     pub async fn members(&self, n: usize) -> Result<Vec<Member>> {
         let mut cluster = ClusterClient::new(self.channel(n).await?);
@@ -271,11 +367,7 @@ impl Cluster {
 
     /// The sum of a metric over all its labels, as a member shows it; 0 if it shows none.
     pub async fn metric(&self, n: usize, name: &str) -> Result<f64> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.places[n].client_port)).await?;
-        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).await?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page).await?;
+        let page = self.page(n, "/metrics").await?;
         let values = page.lines().filter_map(|line| {
             let rest = line.strip_prefix(name)?;
             let value = rest.rsplit(' ').next()?;

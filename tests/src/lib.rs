@@ -1,7 +1,13 @@
-//! Runs real members for tests: processes on loopback addresses with folders of their own.
+//! Runs real members for tests: processes on loopback addresses with folders of their own, under faults and with
+//! histories that are checked.
 
 pub mod cluster;
+pub mod events;
+pub mod faults;
+pub mod history;
+pub mod linearizability;
 pub mod link;
+pub mod mesh;
 pub mod process;
 pub mod torture;
 

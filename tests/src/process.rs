@@ -19,8 +19,12 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 pub struct KvdOptions {
     /// Scheme of the peer URLs.
     pub peer_scheme: String,
+    /// Address of all URLs.
+    pub host: String,
     /// Port of the advertised peer URL. `None`: the one it listens on.
     pub advertised_peer_port: Option<u16>,
+    /// The program; `None`: [`kvd_binary`].
+    pub program: Option<PathBuf>,
     /// Further flags.
     pub args: Vec<String>,
     /// Further environment variables.
@@ -33,7 +37,9 @@ impl Default for KvdOptions {
     fn default() -> KvdOptions {
         KvdOptions {
             peer_scheme: "http".into(),
+            host: "127.0.0.1".into(),
             advertised_peer_port: None,
+            program: None,
             args: Vec::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
@@ -70,7 +76,7 @@ impl Kvd {
 
     /// The URL clients dial.
     pub fn client_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        format!("http://{}:{}", self.options.host, self.client_port)
     }
 
     /// Process id, for signals and statistics.
@@ -168,22 +174,24 @@ pub fn kvd_binary() -> PathBuf {
 }
 
 fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions) -> Child {
-    let client = format!("http://127.0.0.1:{client_port}");
-    let peer = format!("{}://127.0.0.1:{peer_port}", options.peer_scheme);
+    let host = &options.host;
+    let client = format!("http://{host}:{client_port}");
+    let peer = format!("{}://{host}:{peer_port}", options.peer_scheme);
     // Ids follow from what is advertised: a member alone keeps its own whatever port was free.
     let is_alone = !options.args.iter().any(|arg| arg == "--initial-cluster");
     let advertised = match options.advertised_peer_port {
-        Some(port) => format!("{}://127.0.0.1:{port}", options.peer_scheme),
+        Some(port) => format!("{}://{host}:{port}", options.peer_scheme),
         None if is_alone => ALONE_PEER_URL.to_owned(),
         None => peer.clone(),
     };
+    let kvd = options.program.clone().unwrap_or_else(kvd_binary);
     let mut command = match options.wrapper.split_first() {
         Some((program, args)) => {
             let mut command = Command::new(program);
-            command.args(args).arg(kvd_binary());
+            command.args(args).arg(kvd);
             command
         }
-        None => Command::new(kvd_binary()),
+        None => Command::new(kvd),
     };
     command
         .arg("--data-dir")

@@ -107,18 +107,6 @@ async fn wiped_member_of_a_running_cluster_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn member_of_three_is_not_forced_into_a_cluster_of_one() -> Result<()> {
-    let mut cluster = Cluster::start(3, &[]);
-    cluster.leader().await?;
-    cluster.kill(0);
-
-    cluster.start_member_with(0, &["--force-new-cluster"]);
-
-    assert_eq!(cluster.ended(0).await?.code(), Some(1));
-    Ok(())
-}
-
-#[tokio::test]
 async fn member_that_stood_still_follows_again() -> Result<()> {
     let cluster = Cluster::start(3, &[]);
     let leader = cluster.leader().await?;

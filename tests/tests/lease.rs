@@ -75,6 +75,23 @@ async fn leases_are_renewed_and_looked_at_through_any_member() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_lease_id_that_a_client_took_is_not_chosen() -> Result<()> {
+    let cluster = Cluster::start(1, &[]);
+    cluster.leader().await?;
+    let mut client = lease(&cluster, 0).await?;
+    let mut grant = async |id| {
+        let granted = client.lease_grant(LeaseGrantRequest { id, ttl: 60 });
+        anyhow::Ok(granted.await?.into_inner().id)
+    };
+    let chosen = grant(0).await?;
+    // What the member would choose next.
+    assert_eq!(grant(chosen + 1).await?, chosen + 1);
+
+    assert_eq!(grant(0).await?, chosen + 2);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_lease_outlives_its_leader_by_its_time_and_then_ends_everywhere() -> Result<()> {
     let mut cluster = Cluster::start(3, &[]);
     let leader = cluster.leader().await?;

@@ -12,7 +12,7 @@ use kv_proto::etcdserverpb::{CompactionRequest, PutRequest, kv_client::KvClient}
 use kv_tests::cluster::{Cluster, until};
 use tokio::task::JoinSet;
 
-/// A short log: raft still purges a thousand entries at a time.
+/// A short log, purged after as few entries.
 const FLAGS: &[&str] = &[
     "--snapshot-count",
     "100",
@@ -156,5 +156,150 @@ async fn a_member_killed_while_it_is_caught_up_is_caught_up_in_the_end() -> Resu
     assert_eq!(left.count(), 0, "nothing half received is left");
     let generations = std::fs::read_dir(cluster.data_dir(lagging).join("member/db"))?;
     assert_eq!(generations.count(), 1);
+    Ok(())
+}
+
+/// Puts `count` values of `bytes` under keys of their own, which do not compress.
+async fn fill_large(cluster: &Cluster, n: usize, count: usize, bytes: usize) -> Result<()> {
+    let mut writers = JoinSet::new();
+    for writer in 0..WRITERS {
+        let mut kv = KvClient::new(cluster.channel(n).await?);
+        writers.spawn(async move {
+            for entry in (writer..count).step_by(WRITERS) {
+                let value: Vec<u8> = (0..bytes).map(|_| rand::random()).collect();
+                let put = PutRequest {
+                    key: format!("large-{entry}").into(),
+                    value: value.into(),
+                    ..Default::default()
+                };
+                kv.put(put).await.unwrap();
+            }
+        });
+    }
+    writers.join_all().await;
+    Ok(())
+}
+
+const LARGE: usize = 1600;
+const LARGE_BYTES: usize = 30_000;
+
+/// A member behind a link whose missing entries are gone, which is stopped; and the leader.
+async fn left_behind(cluster: &mut Cluster) -> Result<(usize, usize)> {
+    let leader = cluster.leader().await?;
+    let lagging = (leader + 1) % 3;
+    cluster.put(lagging, "before", "1").await?;
+    cluster.kill(lagging);
+    fill_large(cluster, leader, LARGE, LARGE_BYTES).await?;
+    // Small ones behind, until the log does not reach back to the large ones.
+    fill(cluster, leader, ENTRIES, 100).await?;
+    Ok((leader, lagging))
+}
+
+async fn catches_up(cluster: &Cluster, leader: usize, lagging: usize) -> Result<()> {
+    let target = cluster.status(leader).await?.raft_applied_index;
+    until("the member to catch up", || async {
+        let applied = cluster.status(lagging).await?.raft_applied_index;
+        ensure!(applied >= target);
+        Ok(())
+    })
+    .await?;
+    cluster.converged().await?;
+    Ok(())
+}
+
+async fn start_behind_links() -> Result<(Cluster, Vec<kv_tests::link::Link>)> {
+    let mut cluster = Cluster::start(0, &[]);
+    let mut links = Vec::new();
+    for n in 0..3 {
+        cluster.add_place(FLAGS);
+        links.push(cluster.put_link(n).await?);
+    }
+    for n in 0..3 {
+        cluster.start_member(n);
+    }
+    Ok((cluster, links))
+}
+
+#[tokio::test]
+async fn transfer_that_breaks_off_goes_on_where_it_was() -> Result<()> {
+    const ROUNDS: usize = 5;
+    let (mut cluster, links) = start_behind_links().await?;
+    let size = (LARGE * LARGE_BYTES) as u64;
+    for _ in 0..ROUNDS {
+        let (leader, lagging) = left_behind(&mut cluster).await?;
+        let link = &links[lagging];
+        let (before, breaks) = (link.passed(), link.breaks());
+        // Broken in the middle, and again near the end.
+        link.break_at(before + size / 2);
+        cluster.start_member(lagging);
+        until("the first break", || async {
+            ensure!(link.breaks() == breaks + 1);
+            Ok(())
+        })
+        .await?;
+        link.break_at(before + size * 9 / 10);
+        catches_up(&cluster, leader, lagging).await?;
+
+        assert_eq!(link.breaks(), breaks + 2);
+        let sent = link.passed() - before;
+        if received(&cluster, lagging).await? > 0.0 {
+            println!("{sent} bytes were sent for values of {size}");
+            assert!(
+                sent < size * 3 / 2,
+                "{sent} bytes were sent for values of {size}"
+            );
+            return Ok(());
+        }
+        // The leader drops entries when it next fails to reach the dead member, which may be after that is back.
+        println!("the log still reached back, and entries caught the member up");
+    }
+    panic!("entries alone caught it up, again and again")
+}
+
+#[tokio::test]
+async fn member_whose_sender_dies_in_the_middle_is_caught_up_by_the_next_leader() -> Result<()> {
+    let (mut cluster, links) = start_behind_links().await?;
+    let (leader, lagging) = left_behind(&mut cluster).await?;
+    let link = &links[lagging];
+    let before = link.passed();
+    let size = (LARGE * LARGE_BYTES) as u64;
+
+    cluster.start_member(lagging);
+    until("half of the snapshot", || async {
+        ensure!(link.passed() - before > size / 2);
+        Ok(())
+    })
+    .await?;
+    cluster.kill(leader);
+
+    let next = cluster.leader().await?;
+    assert_ne!(next, lagging, "it lacks what was acknowledged");
+    catches_up(&cluster, next, lagging).await?;
+    cluster.start_member(leader);
+    cluster.leader().await?;
+    cluster.converged().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn member_that_dies_in_the_middle_is_caught_up_when_it_is_back() -> Result<()> {
+    let (mut cluster, links) = start_behind_links().await?;
+    let (leader, lagging) = left_behind(&mut cluster).await?;
+    let link = &links[lagging];
+    let before = link.passed();
+    let size = (LARGE * LARGE_BYTES) as u64;
+
+    cluster.start_member(lagging);
+    until("half of the snapshot", || async {
+        ensure!(link.passed() - before > size / 2);
+        Ok(())
+    })
+    .await?;
+    cluster.kill(lagging);
+    cluster.start_member(lagging);
+
+    catches_up(&cluster, leader, lagging).await?;
+    let left = std::fs::read_dir(cluster.data_dir(lagging).join("member/snap"))?;
+    assert_eq!(left.count(), 0, "nothing half received is left");
     Ok(())
 }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 mod fault;
 mod real;
+#[cfg(feature = "disk-faults")]
+mod steered;
 
 pub use fault::{Fault, FaultFs, Operation, OperationKind};
 pub use real::RealFs;

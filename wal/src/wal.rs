@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -133,6 +133,7 @@ impl Recovered {
 }
 
 type FailureHook = Box<dyn Fn(&Error) + Send + std::marker::Sync>;
+type WorkHook = Box<dyn Fn() + Send + std::marker::Sync>;
 type FsyncObserver = Box<dyn Fn(Duration, FsyncBatch) + Send + std::marker::Sync>;
 
 /// One thing that waits for the writer.
@@ -181,6 +182,7 @@ pub(crate) struct Shared {
     pub(crate) preparation_error: Arc<Mutex<Option<Error>>>,
     failed: Mutex<Option<Error>>,
     failure_hook: Mutex<Option<FailureHook>>,
+    work_hook: OnceLock<WorkHook>,
     pub(crate) fsync_observer: RwLock<Option<FsyncObserver>>,
     queue_bytes_max: u64,
 }
@@ -216,6 +218,14 @@ impl Shared {
         }
         if first && let Some(hook) = &*self.failure_hook.lock() {
             hook(error);
+        }
+    }
+
+    /// Tells the writer that something is queued.
+    fn announce_work(&self) {
+        self.work.notify_one();
+        if let Some(hook) = self.work_hook.get() {
+            hook();
         }
     }
 
@@ -353,6 +363,18 @@ impl Wal {
         }
     }
 
+    /// Whether the log has no thread and is driven by [`Wal::step`].
+    pub fn is_stepped(&self) -> bool {
+        matches!(self.handle.driver, Driver::Stepped(_))
+    }
+
+    /// Calls `hook` after each call that queued something, on the thread of the caller: for who drives the log by
+    /// [`Wal::step`] and would otherwise have to look again and again. It must not step the log itself. Once per log.
+    pub fn set_work_hook(&self, hook: Box<dyn Fn() + Send + std::marker::Sync>) {
+        let is_first = self.handle.shared.work_hook.set(hook).is_ok();
+        assert!(is_first, "a log has one driver");
+    }
+
     /// Queues records and returns at once; waits only while more than `queue_bytes_max` is queued.
     /// With [`Sync::No`] the completion waits for the fsync of a later batch, or of [`Wal::close`].
     pub fn append(&self, records: Vec<Record>, sync: Sync, done: Option<Completion>) -> Result<()> {
@@ -405,7 +427,7 @@ impl Wal {
                 done,
             });
         }
-        shared.work.notify_one();
+        shared.announce_work();
         Ok(())
     }
 
@@ -435,7 +457,7 @@ impl Wal {
             }
             queue.items.push_back(Item::PurgeFiles { below_index });
         }
-        shared.work.notify_one();
+        shared.announce_work();
         Ok(())
     }
 
@@ -552,6 +574,7 @@ fn new_shared(state: LogState, config: &Config) -> Shared {
         preparation_error: Arc::default(),
         failed: Mutex::default(),
         failure_hook: Mutex::default(),
+        work_hook: OnceLock::new(),
         fsync_observer: RwLock::default(),
         queue_bytes_max: config.queue_bytes_max,
     }

@@ -81,6 +81,13 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> Option<String> {
                 to.out.push('\n');
             }
         }
+        Answer::SnapshotStatus(status) => {
+            to.field("Hash", status.hash);
+            to.field("Revision", status.revision);
+            to.field("Keys", status.total_key);
+            to.field("Size", status.total_size);
+            to.field("Version", &status.version);
+        }
         Answer::Alarms(r) => {
             to.header(&r.header);
             for alarm in &r.alarms {

@@ -95,6 +95,13 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> String {
             })
         })),
         Answer::Auth(answer) => auth::json(answer),
+        Answer::SnapshotStatus(status) => object(|o| {
+            o.value("hash", status.hash);
+            o.value("revision", status.revision);
+            o.value("totalKey", status.total_key);
+            o.value("totalSize", status.total_size);
+            o.value("version", quoted(&status.version));
+        }),
         Answer::Alarms(r) => object(|o| {
             header(o, &r.header);
             o.list("alarms", &r.alarms, |alarm| {

@@ -36,7 +36,11 @@ pub(super) fn print(answer: &Answer<'_>) -> Option<Vec<u8>> {
         Answer::TimeToLive { response, .. } => header(&response.header),
         Answer::Leases(response) => header(&response.header),
         Answer::KeepAlive(response) => header(&response.header),
-        Answer::Revoke { .. } | Answer::Health(_) | Answer::Status(_) | Answer::HashKv(_) => {
+        Answer::Revoke { .. }
+        | Answer::Health(_)
+        | Answer::Status(_)
+        | Answer::HashKv(_)
+        | Answer::SnapshotStatus(_) => {
             return None;
         }
     })

@@ -76,6 +76,7 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> Printed {
         Answer::Health(all) => to.health(all),
         Answer::Status(all) => to.rows(&table::status_rows(all)),
         Answer::HashKv(all) => to.rows(&table::hash_rows(all)),
+        Answer::SnapshotStatus(status) => to.rows(&table::snapshot_rows(status)),
         Answer::Alarms(response) => response.alarms.iter().for_each(|alarm| to.alarm(alarm)),
         Answer::Auth(answer) => to.printed.out = auth::simple(answer),
     }

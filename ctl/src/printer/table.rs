@@ -3,6 +3,7 @@
 //! Box-drawing borders, headers in capitals and centred, cells right aligned; only members and
 //! endpoints have one.
 
+use kv_mvcc::etcd_file::EtcdFileStatus;
 use kv_proto::etcdserverpb::{HashKvResponse, MemberListResponse, StatusResponse};
 
 use super::{Answer, Health};
@@ -18,6 +19,7 @@ const MEMBER_HEADER: [&str; 6] = [
 ];
 const HEALTH_HEADER: [&str; 4] = ["endpoint", "health", "took", "error"];
 const HASH_HEADER: [&str; 3] = ["endpoint", "hash", "hash revision"];
+const SNAPSHOT_HEADER: [&str; 5] = ["hash", "revision", "total keys", "total size", "version"];
 const STATUS_HEADER: [&str; 16] = [
     "endpoint",
     "ID",
@@ -43,6 +45,7 @@ pub(super) fn print(answer: &Answer<'_>) -> Option<String> {
         Answer::Members(response) => draw(&MEMBER_HEADER, &member_rows(response)),
         Answer::Health(all) => draw(&HEALTH_HEADER, &health_rows(all)),
         Answer::Status(all) => draw(&STATUS_HEADER, &status_rows(all)),
+        Answer::SnapshotStatus(status) => draw(&SNAPSHOT_HEADER, &snapshot_rows(status)),
         Answer::HashKv(all) => draw(&HASH_HEADER, &hash_rows(all)),
         _ => return None,
     })
@@ -126,6 +129,17 @@ pub(super) fn hash_rows(all: &[(String, HashKvResponse)]) -> Vec<Vec<String>> {
         ]
     };
     all.iter().map(row).collect()
+}
+
+/// The only row.
+pub(super) fn snapshot_rows(status: &EtcdFileStatus) -> Vec<Vec<String>> {
+    vec![vec![
+        format!("{:x}", status.hash),
+        status.revision.to_string(),
+        status.total_key.to_string(),
+        number::bytes(status.total_size),
+        status.version.clone(),
+    ]]
 }
 
 fn draw(header: &[&str], rows: &[Vec<String>]) -> String {

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::encoding::commands_body;
+use crate::snapshot::Shelf;
 use crate::snapshot::{CheckpointBuilder, Handle, Snapshot};
 use crate::state_machine::Adapter;
 use crate::testing::{Ledger, empty_recovered, open_wal};
@@ -60,7 +61,8 @@ impl StoreBuilder<TypeConfig, LogStore, SuiteMachine> for OnFaultFs {
         &self,
     ) -> std::result::Result<((), LogStore, SuiteMachine), StorageError<TypeConfig>> {
         let log = open_faulty(&FaultFs::new()).0;
-        let (adapter, _) = Adapter::open(Ledger::default().machine()).unwrap();
+        let (adapter, _) =
+            Adapter::open(Ledger::default().machine(), Shelf::default(), || 0).unwrap();
         Ok(((), log, SuiteMachine(adapter)))
     }
 }
@@ -77,7 +79,8 @@ impl StoreBuilder<TypeConfig, LogStore, SuiteMachine, TempDir> for Builder {
         let dir = tempfile::tempdir().unwrap();
         let (wal, recovered) = open_wal(dir.path(), 1);
         let log = LogStore::open(wal, recovered, self.tail_bytes_max).unwrap();
-        let (adapter, _) = Adapter::open(Ledger::default().machine()).unwrap();
+        let (adapter, _) =
+            Adapter::open(Ledger::default().machine(), Shelf::default(), || 0).unwrap();
         Ok((dir, log, SuiteMachine(adapter)))
     }
 }
@@ -486,5 +489,67 @@ async fn a_power_cut_anywhere_keeps_every_vote_and_entry_that_was_reported_durab
                 found.len()
             );
         }
+    }
+}
+
+/// A log that does nothing until it is stepped.
+fn stepped() -> (LogStore, Wal) {
+    let identity = Identity {
+        cluster_id: 7,
+        member_id: 1,
+        incarnation: 1,
+    };
+    let mut config = kv_wal::Config::new("/wal", identity);
+    config.segment_bytes = 64 << 10;
+    let wal = Wal::create_stepped(Arc::new(FaultFs::new()), config).unwrap();
+    let log = LogStore::open(wal.clone(), empty_recovered(identity), 0).unwrap();
+    (log, wal)
+}
+
+#[tokio::test]
+async fn an_entry_is_readable_before_it_is_on_disk() {
+    let (mut log, wal) = stepped();
+    let (sender, flushed) = TypeConfig::oneshot();
+    let new = [entry(1, 1, 10), entry(2, 1, 10)];
+    log.append(new, IOFlushed::signal(sender)).await.unwrap();
+    assert_eq!(log.flushed_index(), 0);
+    assert_eq!(entries(&mut log).await, [(1, 1), (2, 1)]);
+    wal.step();
+    flushed.await.unwrap().unwrap();
+    assert_eq!(log.flushed_index(), 2);
+    assert_eq!(entries(&mut log).await, [(1, 1), (2, 1)]);
+}
+
+/// What came before in the queue is on disk with it: a vote never overtakes the entries of the term before.
+#[tokio::test]
+async fn a_vote_is_reported_only_after_its_fsync_and_with_all_before_it() {
+    let (mut log, wal) = stepped();
+    log.append([entry(1, 1, 10)], IOFlushed::noop())
+        .await
+        .unwrap();
+    let mut writer = log.clone();
+    let vote = Vote::new(2, 1);
+    let mut saved = polled(async move { writer.save_vote(&vote).await });
+    assert!(
+        saved.poll().is_none(),
+        "reported before anything is written"
+    );
+    assert_eq!(log.flushed_index(), 0);
+    wal.step();
+    saved.poll().expect("it is on disk").unwrap();
+    assert_eq!(log.flushed_index(), 1);
+}
+
+/// A future that is polled by hand.
+struct Polled<F>(std::pin::Pin<Box<F>>);
+
+fn polled<F: Future>(future: F) -> Polled<F> {
+    Polled(Box::pin(future))
+}
+
+impl<F: Future> Polled<F> {
+    fn poll(&mut self) -> Option<F::Output> {
+        use futures_util::FutureExt;
+        self.0.as_mut().now_or_never()
     }
 }

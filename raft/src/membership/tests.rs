@@ -78,6 +78,44 @@ async fn one_member_grows_to_three_and_each_change_is_one_entry() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_the_sole_voter_until_another_may_have_a_vote_and_when_it_has_none_again() {
+    let mut cluster = Cluster::of(1, as_started).await;
+    let node = cluster.member(1).node().clone();
+    assert!(node.is_sole_voter());
+    node.add_learner(2, None).await.unwrap();
+    assert!(node.is_sole_voter(), "a learner has no vote");
+    let absent = node.promote(2, None).await;
+    assert!(matches!(
+        absent,
+        Err(MembershipError::LearnerNotReady { .. })
+    ));
+    assert!(node.is_sole_voter(), "a refused promotion gives no vote");
+
+    cluster.start_new(steady_config(2)).await;
+    caught_up(cluster.member(1), 2).await;
+    let promoting = node.promote(2, None);
+    let mut promoting = Box::pin(promoting);
+    // From the moment its entry may be appended, before the status shows it.
+    while node.inner.promotions.load(Ordering::Acquire) == 0 {
+        tokio::select! {
+            biased;
+            done = &mut promoting => panic!("promoted unnoticed: {done:?}"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    assert!(!node.is_sole_voter());
+    promoting.await.unwrap();
+    assert!(!node.is_sole_voter(), "two have a vote");
+    assert_eq!(node.inner.promotions.load(Ordering::Acquire), 0);
+
+    node.remove(2, None).await.unwrap();
+    let alone = |status: &Status| status.voters[..] == [1];
+    cluster.member(1).wait_status(alone).await;
+    assert!(node.is_sole_voter());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_that_make_no_sense_are_refused() {
     let cluster = Cluster::of(1, as_started).await;
     let node = cluster.member(1).node();
@@ -182,9 +220,29 @@ async fn a_leader_that_removes_itself_steps_down_and_another_leads() {
     cluster.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// Found by the simulation (seed 7): openraft's core asserted, since it led and was no member.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_removed_itself_changes_no_members_any_more() {
+    let cluster = Cluster::in_memory(as_started).await;
+    let old = cluster.leader().await;
+    let node = cluster.member(old).node();
+    node.remove(old, explained("remove")).await.unwrap();
+    assert_eq!(node.status().role, Role::Leader, "it leads a moment longer");
+    let refused = MembershipError::NotLeader { leader: None };
+    assert_eq!(node.add_learner(9, None).await, Err(refused.clone()));
+    assert_eq!(node.remove(old % 3 + 1, None).await, Err(refused));
+    let rest: Vec<u64> = (1..=3).filter(|id| *id != old).collect();
+    cluster
+        .member(rest[0])
+        .wait_status(|status| status.leader.is_some_and(|leader| leader != old))
+        .await;
+    cluster.stop().await;
+}
+
+/// On a paused clock: a machine that stalls would let the members fall silent, and elect.
+#[tokio::test(start_paused = true)]
 async fn leadership_is_handed_over_without_a_lost_proposal() {
-    let cluster = Cluster::start(as_started).await;
+    let cluster = Cluster::in_memory(as_started).await;
     let old = cluster.leader().await;
     let to = old % 3 + 1;
     let third = to % 3 + 1;
@@ -235,6 +293,29 @@ async fn a_transfer_to_a_dead_member_is_refused_and_writes_go_on() {
     cluster.member(leader).put("after").await;
     let status = cluster.member(leader).node().status();
     assert_eq!((status.leader, status.term), (Some(leader), term));
+    cluster.stop().await;
+}
+
+/// openraft never takes a transfer back: the leader refuses writes until it is no leader any more.
+#[tokio::test(start_paused = true)]
+async fn a_target_that_dies_during_the_hand_over_stops_nobody_for_good() {
+    let cluster = Cluster::in_memory(as_started).await;
+    let old = cluster.leader().await;
+    let (to, third) = (old % 3 + 1, (old + 1) % 3 + 1);
+    cluster.member(old).put("before").await;
+    let term = cluster.member(old).node().status().term;
+    cluster.links.cut_off_successors();
+    let moved = cluster.member(old).node().transfer_leader(to).await;
+    assert!(moved.is_err(), "{moved:?}");
+    cluster
+        .member(third)
+        .wait_status(|status| status.term > term && status.leader.is_some())
+        .await;
+    let new = cluster.leader_of(&[old, third]).await;
+    cluster.member(new).put("after").await;
+    cluster.links.heal();
+    cluster.caught_up(to, cluster.leader().await).await;
+    assert_eq!(cluster.member(to).ledger.commands(), ["before", "after"]);
     cluster.stop().await;
 }
 

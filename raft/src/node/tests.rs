@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::ProposeError;
 use crate::config::PROPOSALS_IN_FLIGHT_MAX;
-use crate::testing::{Breakage, Member, PATIENCE, fast_config};
+use crate::testing::{Breakage, Member, PATIENCE, eventually, fast_config};
 
 fn command(number: usize) -> Bytes {
     Bytes::from(format!("command {number}"))
@@ -15,14 +15,6 @@ fn command(number: usize) -> Bytes {
 
 fn commands(count: usize) -> Vec<Bytes> {
     (0..count).map(command).collect()
-}
-
-async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let give_up = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < give_up, "{what}: never");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,6 +191,33 @@ async fn too_many_proposals_in_flight_are_refused_at_once() {
     );
     let room = member.propose(vec![command(PROPOSALS_IN_FLIGHT_MAX)]);
     assert!(room.await.is_err(), "there is room again");
+    member.stop().await;
+}
+
+/// Whatever waits for openraft itself wakes at each change of its metrics, which is at each entry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_waiting_proposal_is_no_task() {
+    const COUNT: usize = 1000;
+    let mut member = Member::leading(fast_config(1)).await;
+    member.put(command(0)).await;
+    member.ledger.shut();
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let before = (tasks(), member.node().status().committed_index);
+    let refused: Vec<_> = (0..COUNT)
+        .map(|number| member.propose(vec![command(number)]))
+        .collect();
+    let all = before.1 + COUNT as u64;
+    eventually("commit", || member.node().status().committed_index == all).await;
+    assert!(
+        tasks() < before.0 + 10,
+        "{} tasks, {} before",
+        tasks(),
+        before.0
+    );
+    member.ledger.open();
+    for outcome in refused {
+        assert!(outcome.await.is_err(), "a proposal was refused");
+    }
     member.stop().await;
 }
 

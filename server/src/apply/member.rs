@@ -8,11 +8,13 @@ use std::io;
 use kv_mvcc::backend::Op;
 use kv_proto::command::Body;
 use kv_proto::commandpb::{
-    ClusterBegin, ClusterVersionSet, InitialMember, MemberAdd, MemberPublish, MemberUpdate,
+    ClusterBegin, ClusterVersionSet, DowngradeSet, InitialMember, MemberAdd, MemberPublish,
+    MemberUpdate,
 };
 
 use super::{Applier, Outcome, Response};
-use crate::cluster::Member;
+use crate::build;
+use crate::cluster::{Member, Version};
 
 impl Applier {
     /// Brings the member table in step with a change of raft's membership; returns what to store.
@@ -46,6 +48,21 @@ impl Applier {
                     self.removed.cancel();
                 }
                 cluster.remove(request.id).into()
+            }
+            Body::ClusterForce(request) => {
+                let members = cluster.members().into_iter().map(|member| member.id);
+                let others: Vec<u64> = members.filter(|id| *id != request.id).collect();
+                let mut ops: Vec<Op> = others
+                    .into_iter()
+                    .flat_map(|id| cluster.remove(id))
+                    .collect();
+                if let Some(alone) = known(request.id) {
+                    ops.push(cluster.put(Member {
+                        is_learner: false,
+                        ..alone
+                    }));
+                }
+                ops
             }
             other => {
                 return Err(io::Error::other(format!(
@@ -114,9 +131,39 @@ impl Applier {
         &mut self,
         request: ClusterVersionSet,
         mut extra: Vec<Op>,
-    ) -> Outcome {
-        extra.push(self.cluster.set_version(&request.version));
+    ) -> io::Result<Outcome> {
+        let version = version(&request.version)?;
+        if version > build::cluster_version() {
+            return Err(io::Error::other(too_new(version)));
+        }
+        extra.push(self.cluster.set_version(version));
         self.store.write(self.mark(extra)).commit();
-        Ok(Response::Done)
+        Ok(Ok(Response::Done))
     }
+
+    pub(super) fn downgrade_set(
+        &mut self,
+        request: DowngradeSet,
+        mut extra: Vec<Op>,
+    ) -> io::Result<Outcome> {
+        let target = match request.target_version.as_str() {
+            "" => None,
+            text => Some(version(text)?),
+        };
+        extra.push(self.cluster.set_downgrade(target));
+        self.store.write(self.mark(extra)).commit();
+        Ok(Ok(Response::Done))
+    }
+}
+
+/// Why a member of this build has no place in a cluster of version `needed`.
+pub(crate) fn too_new(needed: Version) -> String {
+    format!(
+        "the cluster is at version {needed}, and this build serves clusters up to {}: start a build that supports {needed}",
+        build::cluster_version()
+    )
+}
+
+fn version(text: &str) -> io::Result<Version> {
+    text.parse().map_err(io::Error::other)
 }

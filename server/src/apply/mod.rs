@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kv_mvcc::backend::{Keyspace, Op};
+use kv_mvcc::backend::{Backend, Keyspace, Op};
 use kv_mvcc::{AppliedMark, Store};
 use kv_proto::command::{Body, Caller, Command};
 use kv_proto::etcdserverpb::{
@@ -40,12 +40,13 @@ use crate::metrics::Metrics;
 use crate::wait::Wait;
 use crate::{Error, Result, quota};
 
+pub(crate) use member::too_new;
 pub(crate) use snapshot::restore_tables;
 pub(crate) use txn::read_only as read_only_txn;
 
 const CONSISTENT_INDEX: &[u8] = b"consistent_index";
 const TERM: &[u8] = b"term";
-const MEMBERSHIP: &[u8] = b"membership";
+pub(crate) const MEMBERSHIP: &[u8] = b"membership";
 const COMMANDS_DONE: &[u8] = b"commands_done";
 
 /// What a waiter gets.
@@ -147,11 +148,7 @@ impl Applier {
 
     /// What the store says it contains.
     fn recorded(&self) -> io::Result<Applied> {
-        Ok(Applied {
-            index: self.meta_u64(CONSISTENT_INDEX)?,
-            term: self.meta_u64(TERM)?,
-            membership: self.meta(MEMBERSHIP)?.unwrap_or_default(),
-        })
+        recorded(self.store.backend())
     }
 
     /// Goes on from what the store contains.
@@ -167,25 +164,8 @@ impl Applier {
         Ok(applied)
     }
 
-    fn meta(&self, key: &'static [u8]) -> io::Result<Option<Bytes>> {
-        self.store
-            .backend()
-            .get(Keyspace::Meta, key)
-            .map_err(io::Error::other)
-    }
-
     fn meta_u64(&self, key: &'static [u8]) -> io::Result<u64> {
-        let Some(value) = self.meta(key)? else {
-            return Ok(0);
-        };
-        let bytes: [u8; 8] = value[..].try_into().map_err(|_| {
-            io::Error::other(format!(
-                "meta item {} has {} bytes, not 8",
-                String::from_utf8_lossy(key),
-                value.len()
-            ))
-        })?;
-        Ok(u64::from_be_bytes(bytes))
+        meta_u64(self.store.backend(), key)
     }
 
     /// What the next transaction records beside its effect.
@@ -315,10 +295,15 @@ impl Applier {
             Body::LeaseRevoke(request) => self.lease_revoke(request, extra),
             Body::LeaseCheckpoint(request) => self.lease_checkpoint(request, extra),
             Body::Alarm(request) => self.alarm(request, extra),
+            Body::QuotaAlarm(request) => self.quota_alarm(request, extra),
             Body::MemberPublish(request) => self.member_publish(request, extra),
-            Body::ClusterVersionSet(request) => self.cluster_version_set(request, extra),
+            Body::ClusterVersionSet(request) => self.cluster_version_set(request, extra)?,
+            Body::DowngradeSet(request) => self.downgrade_set(request, extra)?,
             Body::MemberUpdate(request) => self.member_update(request, extra),
-            Body::MemberAdd(_) | Body::MemberPromote(_) | Body::MemberRemove(_) => {
+            Body::MemberAdd(_)
+            | Body::MemberPromote(_)
+            | Body::MemberRemove(_)
+            | Body::ClusterForce(_) => {
                 return Err(io::Error::other(format!(
                     "command {} came without a membership",
                     body.name()
@@ -350,6 +335,8 @@ impl Applier {
     }
 
     /// What raised alarms refuse. CORRUPT stops every change of keys and leases, NOSPACE those that add data.
+    ///
+    /// Source: etcd 3.7, apply/corrupt.go and apply/capped.go.
     fn alarms_admit(&self, body: &Body) -> Result<()> {
         let changes = matches!(
             body,
@@ -378,7 +365,7 @@ impl Applier {
         let Some(quota) = self.quota_bytes.filter(|_| cost > 0) else {
             return false;
         };
-        self.store.backend().size().in_use + cost >= quota
+        quota::usage(&self.store) + cost >= quota
     }
 }
 
@@ -457,6 +444,33 @@ fn checkpointed(epochs: &mut Epochs, index: u64) -> Applied {
     };
     *epochs = epochs.split_off(&first);
     applied
+}
+
+/// What a database says it contains.
+pub(crate) fn recorded(backend: &Backend) -> io::Result<Applied> {
+    Ok(Applied {
+        index: meta_u64(backend, CONSISTENT_INDEX)?,
+        term: meta_u64(backend, TERM)?,
+        membership: meta(backend, MEMBERSHIP)?.unwrap_or_default(),
+    })
+}
+
+fn meta(backend: &Backend, key: &'static [u8]) -> io::Result<Option<Bytes>> {
+    backend.get(Keyspace::Meta, key).map_err(io::Error::other)
+}
+
+fn meta_u64(backend: &Backend, key: &'static [u8]) -> io::Result<u64> {
+    let Some(value) = meta(backend, key)? else {
+        return Ok(0);
+    };
+    let bytes: [u8; 8] = value[..].try_into().map_err(|_| {
+        io::Error::other(format!(
+            "meta item {} has {} bytes, not 8",
+            String::from_utf8_lossy(key),
+            value.len()
+        ))
+    })?;
+    Ok(u64::from_be_bytes(bytes))
 }
 
 fn put_meta(key: &'static [u8], value: Bytes) -> Op {

@@ -16,7 +16,7 @@ use kv_raft::{Applied, InstallFuture, SnapshotSource};
 use super::Applier;
 use crate::alarm::Alarms;
 use crate::auth::Auth;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Stored};
 
 /// The store as of `applied`.
 struct StoreSource {
@@ -31,6 +31,13 @@ impl SnapshotSource for StoreSource {
 
     fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
         self.snapshot.next_chunk().map_err(io::Error::other)
+    }
+
+    fn again(&self) -> Option<Box<dyn SnapshotSource>> {
+        Some(Box::new(StoreSource {
+            applied: self.applied.clone(),
+            snapshot: self.snapshot.again(),
+        }))
     }
 }
 
@@ -124,13 +131,18 @@ pub(crate) fn restore_tables(
         );
         ControlFlow::Continue(())
     })?;
-    let version = view.get(Keyspace::Cluster, Cluster::version_key())?;
+    let stored = Stored {
+        members,
+        removed,
+        version: view.get(Keyspace::Cluster, Cluster::version_key())?,
+        downgrade: view.get(Keyspace::Cluster, Cluster::downgrade_key())?,
+    };
     cluster
-        .restore(members, removed, version)
+        .restore(stored)
         .context("the member table cannot be read")?;
     let mut raised = Vec::new();
-    view.scan(Keyspace::Alarm, &[], None, &mut |key, _| {
-        raised.push(Bytes::copy_from_slice(key));
+    view.scan(Keyspace::Alarm, &[], None, &mut |key, cause| {
+        raised.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(cause)));
         ControlFlow::Continue(())
     })?;
     alarms.restore(raised).context("the alarms cannot be read")

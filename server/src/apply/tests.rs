@@ -5,9 +5,11 @@ use kv_mvcc::backend::{Backend, MemoryDisk, Options};
 use kv_proto::authpb::{Permission, permission::Type};
 use kv_proto::command::HEADER_BYTES;
 use kv_proto::commandpb::{
-    AuthDisable, AuthEnable, AuthUserAdd, AuthUserChangePassword, Authenticate, ClusterVersionSet,
-    MemberAdd, MemberPromote, MemberPublish, MemberRemove, MemberUpdate,
+    AuthDisable, AuthEnable, AuthUserAdd, AuthUserChangePassword, Authenticate, ClusterForce,
+    ClusterVersionSet, DowngradeSet, MemberAdd, MemberPromote, MemberPublish, MemberRemove,
+    MemberUpdate, QuotaAlarm,
 };
+use kv_proto::etcdserverpb::alarm_request::AlarmAction;
 use kv_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use kv_proto::etcdserverpb::request_op::Request;
 use kv_proto::etcdserverpb::{
@@ -24,33 +26,39 @@ use super::*;
 
 /// Commands of version 1, one a line in hex. Entries like these are in users' logs: never change a line.
 const COMMANDS_V1: &str = include_str!("../../tests/fixtures/commands-v1.hex");
+/// The same for commands that came with upgrades and recovery: a downgrade that begins and ends, and what
+/// `--force-new-cluster` writes, which comes with a membership.
+const CLUSTER_COMMANDS_V1: &str = include_str!("../../tests/fixtures/cluster-commands-v1.hex");
 /// HashKV after all of them.
 const HASH_V1: u32 = 0x6179cef4;
 
-/// Commands of version 2, in the same form: users, roles, and what callers may do.
-const COMMANDS_V2: &str = include_str!("../../tests/fixtures/commands-v2.hex");
+/// More commands of version 1, in the same form: users, roles, and what callers may do.
+const COMMANDS_AUTH: &str = include_str!("../../tests/fixtures/commands-auth.hex");
 /// HashKV after all of them.
-const HASH_V2: u32 = 0x40ce8a19;
+const HASH_AUTH: u32 = 0x40ce8a19;
 
 const MEMBER: u64 = 7;
 
 fn applier(disk: &MemoryDisk) -> Applier {
+    applier_with(disk, &Config::default())
+}
+
+fn applier_with(disk: &MemoryDisk, config: &Config) -> Applier {
     let options = Options {
         commit_interval: Duration::from_secs(3600),
         ..Options::default()
     };
     let backend = Backend::open_in_memory(disk, options).unwrap();
     let store = Store::open(backend, StoreOptions::default()).unwrap();
-    let config = Config::default();
     let mut applier = Applier::new(
         store,
         Arc::new(Cluster::new(1)),
         Arc::default(),
-        Arc::new(Auth::new(&config, Instant::now()).unwrap()),
+        Arc::new(Auth::new(config, Instant::now()).unwrap()),
         Wait::new(1),
-        Arc::new(Metrics::new(&config)),
+        Arc::new(Metrics::new(config)),
         MEMBER,
-        &config,
+        config,
         Instant::now(),
         CancellationToken::new(),
     );
@@ -147,11 +155,15 @@ fn examples() -> Vec<Body> {
             revision: 3,
             physical: false,
         }),
+        Body::QuotaAlarm(QuotaAlarm {
+            member_id: 5,
+            is_over: true,
+        }),
     ]
 }
 
 /// Commands of auth and of callers, in the order that fixture was made from.
-fn examples_v2() -> Vec<(Caller, Body)> {
+fn examples_of_auth() -> Vec<(Caller, Body)> {
     let user = |name: &str, revision| Caller::User {
         name: name.into(),
         revision,
@@ -241,13 +253,15 @@ fn examples_v2() -> Vec<(Caller, Body)> {
 }
 
 #[test]
-fn commands_of_version_2_apply_to_the_same_state_for_ever() {
-    let ours = examples_v2().into_iter().map(|(caller, body)| Command {
-        origin: MEMBER,
-        request_id: 0,
-        caller,
-        body,
-    });
+fn commands_of_auth_apply_to_the_same_state_for_ever() {
+    let ours = examples_of_auth()
+        .into_iter()
+        .map(|(caller, body)| Command {
+            origin: MEMBER,
+            request_id: 0,
+            caller,
+            body,
+        });
     let ours: Vec<String> = ours
         .map(|command| {
             command
@@ -257,7 +271,7 @@ fn commands_of_version_2_apply_to_the_same_state_for_ever() {
                 .collect()
         })
         .collect();
-    let theirs: Vec<&str> = COMMANDS_V2.lines().collect();
+    let theirs: Vec<&str> = COMMANDS_AUTH.lines().collect();
     assert_eq!(theirs, ours, "the encoding has changed");
 
     let mut applier = applier(&MemoryDisk::default());
@@ -281,22 +295,25 @@ fn commands_of_version_2_apply_to_the_same_state_for_ever() {
     assert_eq!((auth.is_enabled(), auth.revision()), (false, 13));
     assert_eq!(auth.user_names(), ["root"]);
     assert!(auth.role_names().is_empty());
-    assert_eq!(applier.store.hash_kv(0).unwrap().hash, HASH_V2);
+    assert_eq!(applier.store.hash_kv(0).unwrap().hash, HASH_AUTH);
 }
 
 #[test]
 fn users_and_roles_survive_a_restart() {
     let disk = MemoryDisk::default();
     let mut first = applier(&disk);
-    let commands = examples_v2().into_iter().take(9).map(|(caller, body)| {
-        let command = Command {
-            origin: MEMBER,
-            request_id: 0,
-            caller,
-            body,
-        };
-        command.encode()
-    });
+    let commands = examples_of_auth()
+        .into_iter()
+        .take(9)
+        .map(|(caller, body)| {
+            let command = Command {
+                origin: MEMBER,
+                request_id: 0,
+                caller,
+                body,
+            };
+            command.encode()
+        });
     let entries = commands
         .zip(1..)
         .map(|(command, index)| entry(index, vec![command]));
@@ -352,6 +369,95 @@ fn the_fixture_holds_each_kind() {
     assert_eq!(
         kinds(COMMANDS_V1.lines().map(from_hex).collect()),
         kinds(ours)
+    );
+}
+
+#[test]
+fn commands_about_the_cluster_keep_their_bytes_and_their_effect() {
+    let downgrade = |target: &str| {
+        Body::DowngradeSet(DowngradeSet {
+            target_version: target.into(),
+        })
+    };
+    let ours = [
+        downgrade("3.6.0"),
+        downgrade(""),
+        Body::ClusterForce(ClusterForce { id: MEMBER }),
+    ];
+    let stored: Vec<Bytes> = CLUSTER_COMMANDS_V1.lines().map(from_hex).collect();
+    assert_eq!(stored, ours.map(command));
+
+    let disk = MemoryDisk::default();
+    let mut first = applier(&disk);
+    let member = |id, is_learner| {
+        let peer_urls = vec![format!("http://m{id}:1")];
+        membership_entry(
+            id,
+            Body::MemberAdd(MemberAdd {
+                id,
+                peer_urls,
+                is_learner,
+            }),
+        )
+    };
+    let [begins, ends, alone] = [0, 1, 2].map(|n| stored[n].clone());
+    let numbered = (1..).zip([
+        member(MEMBER, true),
+        member(8, false),
+        member(9, false),
+        entry(4, vec![begins]),
+    ]);
+    let entries = numbered.map(|(index, entry)| CommittedEntry { index, ..entry });
+    first.apply(entries.collect()).unwrap();
+    assert_eq!(first.cluster.downgrade(), Some("3.6.0".parse().unwrap()));
+    let alone = CommittedEntry {
+        index: 6,
+        term: 1,
+        body: EntryBody::Membership {
+            membership: "alone".into(),
+            command: Some(alone),
+        },
+    };
+    first.apply(vec![entry(5, vec![ends]), alone]).unwrap();
+
+    let check = |applier: &Applier| {
+        let rows = applier.cluster.members();
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].id, rows[0].is_learner), (MEMBER, false));
+        assert!(applier.cluster.is_removed(8) && applier.cluster.is_removed(9));
+        assert_eq!(applier.cluster.downgrade(), None);
+    };
+    check(&first);
+    assert!(!first.removed.is_cancelled());
+    first.store.backend().checkpoint().unwrap();
+    drop(first);
+    let second = applier(&disk);
+    restore_tables(
+        second.store.backend(),
+        &second.cluster,
+        &second.alarms,
+        &second.auth,
+    )
+    .unwrap();
+    check(&second);
+}
+
+#[test]
+fn a_cluster_version_of_a_later_build_stops_the_member() {
+    let version = ClusterVersionSet {
+        version: "3.99.0".into(),
+    };
+    let error = applier(&MemoryDisk::default())
+        .apply(vec![entry(
+            1,
+            vec![command(Body::ClusterVersionSet(version))],
+        )])
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("start a build that supports 3.99.0"),
+        "{error}"
     );
 }
 
@@ -518,4 +624,192 @@ fn a_checkpoint_names_what_is_durable_also_after_an_install() {
     epochs = Epochs::from([(50, epoch(4))]);
     assert_eq!(checkpointed(&mut epochs, 25), at(50, 4));
     assert_eq!(checkpointed(&mut epochs, 50), at(50, 4));
+}
+
+fn apply_one(applier: &mut Applier, body: Body) -> Outcome {
+    applier
+        .apply_command(&Caller::Nobody, body, Vec::new())
+        .unwrap()
+}
+
+fn alarm(action: AlarmAction, member_id: u64, kind: AlarmType) -> Body {
+    Body::Alarm(AlarmRequest {
+        action: action as i32,
+        member_id,
+        alarm: kind as i32,
+    })
+}
+
+fn txn_with(op: Request) -> Body {
+    // In the branch that is not taken: etcd refuses for either.
+    Body::Txn(TxnRequest {
+        failure: vec![RequestOp { request: Some(op) }],
+        ..Default::default()
+    })
+}
+
+/// Every kind of change of keys and leases, and whether it brings data.
+fn changes() -> Vec<(Body, bool)> {
+    let nested = TxnRequest {
+        success: vec![RequestOp {
+            request: Some(Request::RequestPut(put("a", "1"))),
+        }],
+        ..Default::default()
+    };
+    let delete = DeleteRangeRequest {
+        key: "a".into(),
+        ..Default::default()
+    };
+    vec![
+        (Body::Put(put("a", "1")), true),
+        (txn_with(Request::RequestPut(put("a", "1"))), true),
+        (txn_with(Request::RequestTxn(nested)), true),
+        (Body::LeaseGrant(LeaseGrantRequest { id: 9, ttl: 60 }), true),
+        (Body::DeleteRange(delete.clone()), false),
+        (txn_with(Request::RequestDeleteRange(delete)), false),
+        (Body::LeaseRevoke(LeaseRevokeRequest { id: 8 }), false),
+        (
+            Body::Compaction(CompactionRequest {
+                revision: 2,
+                physical: false,
+            }),
+            false,
+        ),
+    ]
+}
+
+#[test]
+fn nospace_of_any_member_refuses_what_brings_data_and_nothing_else() {
+    let mut applier = applier(&MemoryDisk::default());
+    apply_one(&mut applier, Body::Put(put("a", "0"))).unwrap();
+    apply_one(
+        &mut applier,
+        Body::LeaseGrant(LeaseGrantRequest { id: 8, ttl: 60 }),
+    )
+    .unwrap();
+    let raise = alarm(AlarmAction::Activate, MEMBER + 1, AlarmType::Nospace);
+    apply_one(&mut applier, raise).unwrap();
+    for (body, brings_data) in changes() {
+        let outcome = apply_one(&mut applier, body.clone());
+        if brings_data {
+            assert_eq!(outcome.unwrap_err(), Error::NoSpace, "{body:?}");
+        } else {
+            assert!(outcome.is_ok(), "{body:?}: {outcome:?}");
+        }
+    }
+    assert_eq!(applier.store.revision(), 3, "one put and one delete");
+}
+
+#[test]
+fn corrupt_of_any_member_refuses_every_change_of_keys_and_leases() {
+    let mut applier = applier(&MemoryDisk::default());
+    let raise = alarm(AlarmAction::Activate, MEMBER + 1, AlarmType::Corrupt);
+    apply_one(&mut applier, raise).unwrap();
+    // It goes before NOSPACE.
+    let raise = alarm(AlarmAction::Activate, MEMBER, AlarmType::Nospace);
+    apply_one(&mut applier, raise).unwrap();
+    for (body, _) in changes() {
+        let outcome = apply_one(&mut applier, body.clone());
+        assert_eq!(outcome.unwrap_err(), Error::Corrupt, "{body:?}");
+    }
+    let disarm = alarm(AlarmAction::Deactivate, MEMBER + 1, AlarmType::Corrupt);
+    apply_one(&mut applier, disarm).unwrap();
+    let outcome = apply_one(&mut applier, Body::Put(put("a", "1")));
+    assert_eq!(outcome.unwrap_err(), Error::NoSpace);
+}
+
+#[test]
+fn alarms_are_answered_as_etcd_does() {
+    let mut applier = applier(&MemoryDisk::default());
+    let mut ask = |action, member, kind| match apply_one(&mut applier, alarm(action, member, kind))
+    {
+        Ok(Response::Alarm(answer)) => {
+            let alarms = answer.alarms.iter();
+            alarms.map(|a| (a.member_id, a.alarm)).collect::<Vec<_>>()
+        }
+        other => panic!("{other:?}"),
+    };
+    use AlarmAction::{Activate, Deactivate, Get};
+    use AlarmType::{Corrupt, None as Any, Nospace};
+    assert_eq!(ask(Activate, 5, Any), []);
+    assert_eq!(ask(Activate, 5, Nospace), [(5, 1)]);
+    assert_eq!(ask(Activate, 5, Nospace), [(5, 1)]);
+    assert_eq!(ask(Activate, 6, Corrupt), [(6, 2)]);
+    // The member is ignored, and NONE is all.
+    assert_eq!(ask(Get, 77, Any), [(5, 1), (6, 2)]);
+    assert_eq!(ask(Get, 77, Corrupt), [(6, 2)]);
+    // Member and type must be exact.
+    assert_eq!(ask(Deactivate, 6, Nospace), []);
+    assert_eq!(ask(Deactivate, 5, Any), []);
+    assert_eq!(ask(Deactivate, 5, Nospace), [(5, 1)]);
+    assert_eq!(ask(Deactivate, 5, Nospace), []);
+    assert_eq!(ask(Get, 0, Nospace), []);
+}
+
+#[test]
+fn write_that_crosses_the_quota_takes_effect_and_is_answered_with_nospace() {
+    let config = Config {
+        quota_backend_bytes: 1000,
+        ..Config::default()
+    };
+    let mut applier = applier_with(&MemoryDisk::default(), &config);
+    let value = "v".repeat(800);
+    let large = PutRequest {
+        key: "a".into(),
+        value: value.into(),
+        ..Default::default()
+    };
+    let outcome = apply_one(&mut applier, Body::Put(large));
+    assert_eq!(outcome.unwrap_err(), Error::NoSpace);
+    assert_eq!(applier.store.revision(), 2);
+    // What failed for another reason keeps its reason.
+    let absent = PutRequest {
+        ignore_value: true,
+        ..put("absent", "")
+    };
+    let outcome = apply_one(&mut applier, Body::Put(absent));
+    assert_eq!(outcome.unwrap_err(), Error::KeyNotFound);
+}
+
+#[test]
+fn quota_clears_its_own_alarm_and_no_other_also_after_a_restart() {
+    let disk = MemoryDisk::default();
+    let quota = |is_over| {
+        Body::QuotaAlarm(QuotaAlarm {
+            member_id: MEMBER,
+            is_over,
+        })
+    };
+    let nospace = |applier: &Applier| applier.alarms.is_raised(AlarmType::Nospace);
+    let mut first = applier(&disk);
+    apply_one(&mut first, quota(true)).unwrap();
+    first.store.backend().checkpoint().unwrap();
+    drop(first);
+    let mut second = applier(&disk);
+    restore_tables(
+        second.store.backend(),
+        &second.cluster,
+        &second.alarms,
+        &second.auth,
+    )
+    .unwrap();
+    assert!(nospace(&second));
+    apply_one(&mut second, quota(false)).unwrap();
+    assert!(!nospace(&second));
+
+    apply_one(&mut second, quota(true)).unwrap();
+    let asked = alarm(AlarmAction::Activate, MEMBER, AlarmType::Nospace);
+    apply_one(&mut second, asked).unwrap();
+    second.store.backend().checkpoint().unwrap();
+    drop(second);
+    let mut third = applier(&disk);
+    restore_tables(
+        third.store.backend(),
+        &third.cluster,
+        &third.alarms,
+        &third.auth,
+    )
+    .unwrap();
+    apply_one(&mut third, quota(false)).unwrap();
+    assert!(nospace(&third), "somebody asked for it meanwhile");
 }

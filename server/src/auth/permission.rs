@@ -54,7 +54,10 @@ impl State {
             | Body::MemberPromote(_)
             | Body::MemberRemove(_)
             | Body::MemberUpdate(_)
-            | Body::ClusterBegin(_) => Ok(()),
+            | Body::ClusterBegin(_)
+            | Body::ClusterForce(_)
+            | Body::DowngradeSet(_)
+            | Body::QuotaAlarm(_) => Ok(()),
         }
     }
 

@@ -11,7 +11,11 @@ use kv_proto::etcdserverpb;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
+use super::version::Version;
+
+/// Keys of the cluster keyspace.
 const CLUSTER_VERSION: &[u8] = b"clusterVersion";
+const DOWNGRADE: &[u8] = b"downgrade";
 
 /// One member as stored. Field names are those of etcd's bucket.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,14 +60,48 @@ struct State {
     removed: BTreeSet<u64>,
     /// What is known of members that this member has not applied yet; never part of the replicated state.
     expected: BTreeMap<u64, Member>,
-    /// "major.minor.patch"; `None` until the leader proposed it.
-    version: Option<String>,
+    /// `None` until the leader proposed it.
+    version: Option<Version>,
+    /// Where a downgrade that is under way leads to.
+    downgrade: Option<Version>,
+}
+
+/// A downgrade as stored. Field names are those of etcd's bucket.
+#[derive(Serialize, Deserialize)]
+struct Downgrade {
+    #[serde(rename = "target-version")]
+    target_version: String,
+    enabled: bool,
+}
+
+/// What the member and cluster keyspaces hold.
+#[derive(Default)]
+pub(crate) struct Stored {
+    pub(crate) members: Vec<Bytes>,
+    pub(crate) removed: Vec<u64>,
+    pub(crate) version: Option<Bytes>,
+    pub(crate) downgrade: Option<Bytes>,
 }
 
 impl Member {
     /// Whether it has told its name, which it does when it first serves. Source: etcd's IsStarted.
     pub(crate) fn is_started(&self) -> bool {
         !self.name.is_empty()
+    }
+
+    /// The value of etcd's bucket: without what is ours alone.
+    pub(crate) fn into_etcds_json(self) -> Bytes {
+        Member {
+            incarnation: 0,
+            ..self
+        }
+        .to_json()
+    }
+
+    /// The stored value.
+    pub(crate) fn to_json(&self) -> Bytes {
+        let json = serde_json::to_vec(self).expect("a member has only strings and numbers");
+        json.into()
     }
 }
 
@@ -77,20 +115,31 @@ impl Cluster {
     }
 
     /// Takes over what the member and cluster keyspaces hold, and nothing else.
-    pub(crate) fn restore(
-        &self,
-        members: impl IntoIterator<Item = Bytes>,
-        removed: impl IntoIterator<Item = u64>,
-        version: Option<Bytes>,
-    ) -> Result<(), serde_json::Error> {
-        let members = members
+    pub(crate) fn restore(&self, stored: Stored) -> anyhow::Result<()> {
+        let members = stored
+            .members
             .into_iter()
             .map(|json| serde_json::from_slice(&json).map(|member: Member| (member.id, member)))
             .collect::<Result<_, _>>()?;
+        let version = match stored.version {
+            Some(text) => Some(std::str::from_utf8(&text)?.parse()?),
+            None => None,
+        };
+        let downgrade = match stored.downgrade {
+            Some(json) => {
+                let stored: Downgrade = serde_json::from_slice(&json)?;
+                stored
+                    .enabled
+                    .then(|| stored.target_version.parse())
+                    .transpose()?
+            }
+            None => None,
+        };
         let mut state = self.state.write();
         state.members = members;
-        state.removed = removed.into_iter().collect();
-        state.version = version.map(|v| String::from_utf8_lossy(&v).into_owned());
+        state.removed = stored.removed.into_iter().collect();
+        state.version = version;
+        state.downgrade = downgrade;
         Ok(())
     }
 
@@ -99,27 +148,57 @@ impl Cluster {
         CLUSTER_VERSION
     }
 
+    /// Key of the downgrade in the cluster keyspace.
+    pub(crate) fn downgrade_key() -> &'static [u8] {
+        DOWNGRADE
+    }
+
     /// Adds or replaces a member; returns what to store.
     pub(crate) fn put(&self, member: Member) -> Op {
-        let json = serde_json::to_vec(&member).expect("a member has only strings and numbers");
+        let json = member.to_json();
         let key = Bytes::from(format!("{:x}", member.id));
         self.state.write().members.insert(member.id, member);
-        Op::Put(Keyspace::Members, key, json.into())
+        Op::Put(Keyspace::Members, key, json)
     }
 
     /// Sets the cluster version; returns what to store.
-    pub(crate) fn set_version(&self, version: &str) -> Op {
-        self.state.write().version = Some(version.to_owned());
+    pub(crate) fn set_version(&self, version: Version) -> Op {
+        self.state.write().version = Some(version);
         Op::Put(
             Keyspace::Cluster,
             Bytes::from_static(CLUSTER_VERSION),
-            version.to_owned().into(),
+            version.to_string().into(),
         )
     }
 
     /// The cluster version, once decided.
-    pub(crate) fn version(&self) -> Option<String> {
-        self.state.read().version.clone()
+    pub(crate) fn version(&self) -> Option<Version> {
+        self.state.read().version
+    }
+
+    /// The newest command version that every member applies.
+    pub(crate) fn commands(&self) -> u16 {
+        self.version().unwrap_or(Version::UNKNOWN).commands()
+    }
+
+    /// Begins a downgrade to `target`, or ends the one under way; returns what to store.
+    pub(crate) fn set_downgrade(&self, target: Option<Version>) -> Op {
+        self.state.write().downgrade = target;
+        let stored = Downgrade {
+            target_version: target.map(|target| target.to_string()).unwrap_or_default(),
+            enabled: target.is_some(),
+        };
+        let json = serde_json::to_vec(&stored).expect("a downgrade has only a string and a flag");
+        Op::Put(
+            Keyspace::Cluster,
+            Bytes::from_static(DOWNGRADE),
+            json.into(),
+        )
+    }
+
+    /// Where a downgrade that is under way leads to.
+    pub(crate) fn downgrade(&self) -> Option<Version> {
+        self.state.read().downgrade
     }
 
     /// The member `id`.
@@ -223,9 +302,26 @@ mod tests {
             br#"{"id":38,"peerURLs":["http://a:2380"],"name":"n"}"#
         );
         let other = Cluster::new(1);
-        other.restore([json], [0x27], Some("3.7.0".into())).unwrap();
+        let Op::Put(Keyspace::Cluster, key, downgrade) =
+            cluster.set_downgrade(Some(Version::new(3, 6)))
+        else {
+            panic!("not a put")
+        };
+        assert_eq!(&key[..], b"downgrade");
+        assert_eq!(
+            &downgrade[..],
+            br#"{"target-version":"3.6.0","enabled":true}"#
+        );
+        let stored = Stored {
+            members: vec![json],
+            removed: vec![0x27],
+            version: Some("3.7.0".into()),
+            downgrade: Some(downgrade),
+        };
+        other.restore(stored).unwrap();
         assert_eq!(other.member(0x26), Some(member));
         assert!(other.is_removed(0x27));
-        assert_eq!(other.version().as_deref(), Some("3.7.0"));
+        assert_eq!(other.version(), Some(Version::new(3, 7)));
+        assert_eq!(other.downgrade(), Some(Version::new(3, 6)));
     }
 }

@@ -2,6 +2,8 @@
 
 mod id;
 mod membership;
+mod version;
 
 pub(crate) use id::{cluster_id, member_id};
-pub(crate) use membership::{Cluster, Member};
+pub(crate) use membership::{Cluster, Member, Stored};
+pub(crate) use version::{Version, View as VersionView};

@@ -247,8 +247,7 @@ fn parse_initial_cluster(text: &str) -> Result<Vec<(String, Url)>, String> {
 
 const OWN_DEADLINES: &str = "deadlines between members follow --election-timeout";
 const NO_ADDRESS_CHECK: &str = "addresses in the certificates of those who connect are not checked";
-const NO_COMPARISON: &str = "members do not compare their hashes by themselves yet";
-const NO_DOWNGRADE: &str = "downgrades are not available yet";
+const DOWNGRADES_ARE_WATCHED: &str = "the leader looks at each member's version every 4 s";
 const NO_DISCOVERY: &str =
     "discovery is not available in this version; list the members with --initial-cluster";
 const NO_TRACING: &str = "spans are not exported in this version";
@@ -282,6 +281,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("max-wals", "5", Target::Checked(Form::Uint), "Log files kept.").accepted("log files are removed as soon as no recovery needs them"),
     Flag::new("memory-mlock", "false", Target::Checked(Form::Bool), "Keep the backend's memory map in memory.").accepted("the backend is not memory-mapped"),
     Flag::new("quota-backend-bytes", "0", Target::Int(|c| &mut c.quota_backend_bytes), "Space quota in bytes. 0: 2 GiB; negative: none."),
+    Flag::new("quota-auto-disarm", "true", Target::Bool(|c| &mut c.quota_auto_disarm), "Clear the quota's NOSPACE alarm below 90 % of it. (kvd)"),
     Flag::new("backend-bbolt-freelist-type", "", Target::Checked(Form::Words(&["", "array", "map"])), "Free list of bbolt.").accepted(OTHER_ENGINE),
     Flag::new("backend-batch-interval", "0s", Target::Duration(|c| &mut c.backend_batch_interval), "Longest time before a commit of the engine. 0: 100ms."),
     Flag::new("backend-batch-limit", "0", Target::Uint(|c| &mut c.backend_batch_limit), "Operations before a commit of the engine. 0: 10000."),
@@ -293,7 +293,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("grpc-keepalive-timeout", "20s", Target::Duration(|c| &mut c.grpc_keepalive_timeout), "Wait for the answer to a ping. 0: for ever."),
     Flag::new("socket-reuse-port", "false", Target::Bool(|c| &mut c.socket_reuse_port), "Set SO_REUSEPORT on listeners.").yaml("socket-options.reuse-port").accepted("listeners are not shared"),
     Flag::new("socket-reuse-address", "false", Target::Bool(|c| &mut c.socket_reuse_address), "Set SO_REUSEADDR on listeners.").yaml("socket-options.reuse-address").accepted("it is always set"),
-    Flag::new("enable-grpc-gateway", "true", Target::Bool(|c| &mut c.enable_grpc_gateway), "Serve JSON under /v3/.").accepted("the JSON gateway is not available yet"),
+    Flag::new("enable-grpc-gateway", "true", Target::Bool(|c| &mut c.enable_grpc_gateway), "Serve JSON under /v3/."),
     Flag::new("raft-read-timeout", "5s", Target::Checked(Form::Duration), "Read deadline of peer connections.").not_in_file().accepted(OWN_DEADLINES),
     Flag::new("raft-write-timeout", "5s", Target::Checked(Form::Duration), "Write deadline of peer connections.").not_in_file().accepted(OWN_DEADLINES),
     // Clustering.
@@ -414,12 +414,12 @@ pub static FLAGS: &[Flag] = &[
     )
     .section(Section::Features),
     Flag::new("snapshot-catchup-entries", "5000", Target::Uint(|c| &mut c.snapshot_catchup_entries), "Entries kept behind a snapshot for slow followers.").section(Section::Features),
-    Flag::new("corrupt-check-time", "0s", Target::Checked(Form::Duration), "Period of the comparison of hashes with peers. 0: never.").section(Section::Features).accepted(NO_COMPARISON),
-    Flag::new("compact-hash-check-time", "1m0s", Target::Duration(|c| &mut c.compact_hash_check_time), "Period of the comparison of compaction hashes with peers.").section(Section::Features).accepted(NO_COMPARISON),
+    Flag::new("corrupt-check-time", "0s", Target::Duration(|c| &mut c.corrupt_check_time), "Period of the comparison of hashes with peers. 0: never.").section(Section::Features),
+    Flag::new("compact-hash-check-time", "1m0s", Target::Duration(|c| &mut c.compact_hash_check_time), "Period of the comparison of compaction hashes with peers.").section(Section::Features),
     Flag::new("watch-progress-notify-interval", "0s", Target::Duration(|c| &mut c.watch_progress_notify_interval), "Period of progress notifications. 0: 10m.").section(Section::Features),
     Flag::new("bootstrap-defrag-threshold-megabytes", "0", Target::Checked(Form::Uint), "Defragment at start if that frees as much.").section(Section::Features).accepted("space is reused without defragmentation at start"),
     Flag::new("max-learners", "1", Target::Uint(|c| &mut c.max_learners), "Learners allowed at the same time.").section(Section::Features),
-    Flag::new("downgrade-check-time", "5s", Target::Checked(Form::Duration), "Period of downgrade checks.").section(Section::Features).accepted(NO_DOWNGRADE),
+    Flag::new("downgrade-check-time", "5s", Target::Checked(Form::Duration), "Period of downgrade checks.").section(Section::Features).accepted(DOWNGRADES_ARE_WATCHED),
     // Logging.
     Flag::new("logger", "zap", Target::Checked(Form::Words(&["zap"])), "Kind of logger: zap, whose fields the log lines have.").section(Section::Logging),
     Flag::new("log-outputs", "default", Target::List(|c| &mut c.log_outputs), "Targets of the log: default (stderr), stdout, stderr, paths.").section(Section::Logging),
@@ -467,7 +467,7 @@ pub static FLAGS: &[Flag] = &[
     Flag::new("distributed-tracing-instance-id", "", Target::Checked(Form::Text), "Instance of spans.").section(Section::Tracing).accepted(NO_TRACING),
     Flag::new("distributed-tracing-sampling-rate", "0", Target::Checked(Form::Int), "Sampled spans in a million.").section(Section::Tracing).accepted(NO_TRACING),
     // Unsafe.
-    Flag::new("force-new-cluster", "false", Target::Bool(|c| &mut c.force_new_cluster), "Start the stored data as a cluster of this member alone.").section(Section::Unsafe).accepted("a cluster of one member stays as it is, and larger ones are refused"),
+    Flag::new("force-new-cluster", "false", Target::Bool(|c| &mut c.force_new_cluster), "Start the stored data as a cluster of this member alone.").section(Section::Unsafe),
     Flag::new("unsafe-no-fsync", "false", Target::Checked(Form::Bool), "Do not wait for the disk.").section(Section::Unsafe).accepted("every acknowledged write is on disk first"),
     // Misc.
     Flag::new(CONFIG_FILE, "", Target::Checked(Form::Path), "Read all settings from this YAML or JSON file.").not_in_file().section(Section::Misc),
@@ -502,6 +502,7 @@ pub(super) fn defaults() -> Config {
         strict_reconfig_check: false,
         max_learners: 0,
         quota_backend_bytes: 0,
+        quota_auto_disarm: false,
         backend_batch_interval: Duration::ZERO,
         backend_batch_limit: 0,
         max_txn_ops: 0,
@@ -518,6 +519,7 @@ pub(super) fn defaults() -> Config {
         compaction_batch_limit: 0,
         compaction_sleep_interval: Duration::ZERO,
         compact_hash_check_time: Duration::ZERO,
+        corrupt_check_time: Duration::ZERO,
         feature_gates: FeatureGates::default(),
         listen_client_urls: Vec::new(),
         listen_client_http_urls: Vec::new(),

@@ -79,6 +79,11 @@ impl Gate {
         }
     }
 
+    /// Whether it is on unless refused: beta gates are, and the comparison of compaction hashes, which costs nothing here.
+    fn is_on_by_default(self) -> bool {
+        self.stage() == Stage::Beta || self == Gate::CompactHashCheck
+    }
+
     /// The gate's stage in etcd 3.7. Alpha gates are off by default, beta gates on.
     pub fn stage(self) -> Stage {
         match self {
@@ -119,7 +124,7 @@ impl FeatureGates {
 impl Default for FeatureGates {
     fn default() -> Self {
         FeatureGates {
-            enabled: Gate::ALL.map(|gate| gate.stage() == Stage::Beta),
+            enabled: Gate::ALL.map(Gate::is_on_by_default),
             all_alpha: false,
             all_beta: false,
         }
@@ -194,7 +199,7 @@ mod tests {
         for gate in Gate::ALL {
             assert_eq!(
                 gates.enabled(gate),
-                gate.stage() == Stage::Beta,
+                gate.stage() == Stage::Beta || gate == Gate::CompactHashCheck,
                 "{}",
                 gate.name()
             );

@@ -20,7 +20,7 @@ pub fn version_text() -> String {
 pub fn help_text() -> String {
     let mut text = String::from(
         "kvd: a member of a cluster that serves etcd's v3 API\n\n\
-         Usage:\n  kvd [flags]\n  kvd --version\n  kvd --help\n  kvd --config-file=<path>   (replaces all other flags and variables)\n\n\
+         Usage:\n  kvd [flags]\n  kvd --version\n  kvd --help\n  kvd --config-file=<path>   (replaces all other flags and variables)\n  kvd gateway start [flags]      (forwards connections to the members in turn; has its own --help)\n  kvd grpc-proxy start [flags]   (a gRPC server before a cluster; has its own --help)\n\n\
          Each flag can also be given as the environment variable ETCD_<FLAG IN CAPITALS>.\n",
     );
     let mut sections: Vec<Section> = FLAGS.iter().map(|flag| flag.section).collect();

@@ -82,6 +82,9 @@ pub struct Config {
 
     /// `--quota-backend-bytes` as given: 0 is the default of 2 GiB, negative is no quota. See [`Config::quota_bytes`].
     pub quota_backend_bytes: i64,
+    /// `--quota-auto-disarm`: this member clears its NOSPACE alarm when less than nine tenths of the quota are in use.
+    /// Default true; false waits for somebody to disarm it, as etcd does. For the alarm of the quota only.
+    pub quota_auto_disarm: bool,
     /// `--backend-batch-interval`: longest time before buffered writes are committed to the engine. Default 100 ms (0).
     pub backend_batch_interval: Duration,
     /// `--backend-batch-limit`: buffered operations that force a commit. Default 10,000 (0).
@@ -115,6 +118,9 @@ pub struct Config {
     pub compaction_sleep_interval: Duration,
     /// `--compact-hash-check-time`: period of the leader's comparison of compaction hashes. Default 1 min.
     pub compact_hash_check_time: Duration,
+    /// `--corrupt-check-time`: period of the leader's comparison of the hashes of everything. Default 0, never: it reads
+    /// all that every member has stored.
+    pub corrupt_check_time: Duration,
     /// `--feature-gates`: switches for behaviour that is not yet the rule.
     pub feature_gates: FeatureGates,
 

@@ -1,12 +1,13 @@
 //! The HTTP pages beside gRPC: health, version, metrics, debug variables, and the rules every request passes first.
 //!
 //! [`Pages::answer`] takes the head of a request and returns the whole answer, so any HTTP server can carry it. The JSON
-//! gateway is not a page; it shares [`Front`]. Bodies and headers are etcd's to the byte, since probes and scripts compare
+//! gateway ([`gateway`]) is not a page; it shares [`Front`]. Bodies and headers are etcd's to the byte, since probes and scripts compare
 //! them. Which paths exist depends on the [`Listener`].
 //! Source: etcd 3.7.1, server/etcdserver/api/etcdhttp and server/embed/serve.go; answers compared with a running etcd.
 
 mod debug;
 mod front;
+pub mod gateway;
 mod health;
 mod metrics;
 mod version;

@@ -1,7 +1,7 @@
 //! `/version`: what runs, and what the cluster agreed on.
 
 use super::{Answer, HealthSource, Pages, typed};
-use crate::config::ETCD_VERSION;
+use crate::build;
 
 impl<S: HealthSource> Pages<S> {
     /// The page of every port that has one.
@@ -9,8 +9,9 @@ impl<S: HealthSource> Pages<S> {
         let versions = self.source.versions();
         let cluster = versions.cluster.as_deref().unwrap_or("not_decided");
         let storage = versions.storage.as_deref().unwrap_or("unknown");
+        let server = build::api_version();
         let body = format!(
-            "{{\"etcdserver\":\"{ETCD_VERSION}\",\"etcdcluster\":\"{cluster}\",\"storage\":\"{storage}\"}}"
+            "{{\"etcdserver\":\"{server}\",\"etcdcluster\":\"{cluster}\",\"storage\":\"{storage}\"}}"
         );
         typed("application/json", body)
     }

@@ -6,47 +6,50 @@
 //! kvd-to            member id it is meant for, hex
 //! kvd-incarnation   the sender's incarnation, hex: another one means another data folder under the same id
 //! kvd-commands      lowest and highest command version the sender applies, "1-1"
+//! kvd-version       the newest cluster version the sender's build serves, "3.7.0"
 //! kvd-refusal       in a refusal: why, as one word
 //! ```
 //!
-//! Rules: another cluster, another addressee, no common command version: refused. A removed member is told so. The
+//! Rules: another cluster, another addressee, no common command version, a build too old for the cluster's version:
+//! refused. A removed member is told so. The
 //! first incarnation seen of a member, or the one in the member table, is the only one it may have: a member that lost
 //! its disk has forgotten what it voted and acknowledged, and must be replaced under a new id.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use kv_proto::command::VERSION_MAX;
+use kv_proto::command::{VERSION_MIN, version_max};
 use kv_wal::Identity;
 use parking_lot::Mutex;
 use tonic::Status;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
-use crate::cluster::Cluster;
+use crate::build;
+use crate::cluster::{Cluster, Version};
 
 const CLUSTER: &str = "kvd-cluster";
 const FROM: &str = "kvd-from";
 const TO: &str = "kvd-to";
 const INCARNATION: &str = "kvd-incarnation";
 const COMMANDS: &str = "kvd-commands";
+const VERSION: &str = "kvd-version";
 const REFUSAL: &str = "kvd-refusal";
 /// The refusal that ends a process.
 const REMOVED: &str = "removed";
-
-/// The lowest command version this build applies.
-const VERSION_MIN: u16 = 1;
 
 /// This member's side of all handshakes.
 pub(crate) struct Handshake {
     identity: Identity,
     cluster: Arc<Cluster>,
-    /// Incarnation of each member heard of.
+    /// Incarnation and version of each member heard of.
     seen: Mutex<HashMap<u64, Seen>>,
     on_removed: Box<dyn Fn() + Send + Sync>,
 }
 
 struct Seen {
     incarnation: u64,
+    /// Of its build.
+    version: Option<Version>,
     /// The other incarnation that was last reported, so that each is reported once.
     reported: Option<u64>,
 }
@@ -73,8 +76,21 @@ pub(crate) enum Refusal {
     )]
     Incarnation { member: u64 },
     /// Too far apart in age.
-    #[error("no common command version: {theirs} there, {VERSION_MIN}-{VERSION_MAX} here")]
+    #[error(
+        "no common command version: {theirs} there, {VERSION_MIN}-{} here",
+        version_max()
+    )]
     Commands { theirs: String },
+    /// Its build was left behind.
+    #[error(
+        "the cluster is at version {needed}, and the build of member {member:x} serves clusters up to {theirs}: \
+         start it with a build that supports {needed}"
+    )]
+    TooOld {
+        member: u64,
+        theirs: Version,
+        needed: Version,
+    },
 }
 
 impl Handshake {
@@ -103,8 +119,9 @@ impl Handshake {
         headers.insert(CLUSTER, hex(self.identity.cluster_id));
         headers.insert(FROM, hex(self.identity.member_id));
         headers.insert(INCARNATION, hex(self.identity.incarnation));
-        let versions = format!("{VERSION_MIN}-{VERSION_MAX}");
+        let versions = format!("{VERSION_MIN}-{}", version_max());
         headers.insert(COMMANDS, ascii(versions));
+        headers.insert(VERSION, ascii(build::cluster_version().to_string()));
     }
 
     /// Checks a call and returns who sent it. A refusal is a complete answer.
@@ -136,7 +153,13 @@ impl Handshake {
             return Err(Refusal::Removed);
         }
         self.check_incarnation(peer, headers)?;
-        check_commands(headers)
+        check_commands(headers)?;
+        self.check_version(peer, headers)
+    }
+
+    /// What the build of a member serves, as it last told.
+    pub(crate) fn version_of(&self, member: u64) -> Option<Version> {
+        self.seen.lock().get(&member)?.version
     }
 
     fn check_call(&self, headers: &MetadataMap) -> Result<u64, Refusal> {
@@ -153,6 +176,7 @@ impl Handshake {
         }
         self.check_incarnation(from, headers)?;
         check_commands(headers)?;
+        self.check_version(from, headers)?;
         Ok(from)
     }
 
@@ -165,12 +189,32 @@ impl Handshake {
         }
     }
 
+    /// Notes what the build of `member` serves, and refuses one that this cluster has left behind.
+    fn check_version(&self, member: u64, headers: &MetadataMap) -> Result<(), Refusal> {
+        let theirs: Version = headers
+            .get(VERSION)
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .ok_or(Refusal::Missing(VERSION))?;
+        if let Some(seen) = self.seen.lock().get_mut(&member) {
+            seen.version = Some(theirs);
+        }
+        match self.cluster.version() {
+            Some(needed) if theirs < needed => Err(Refusal::TooOld {
+                member,
+                theirs,
+                needed,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn check_incarnation(&self, member: u64, headers: &MetadataMap) -> Result<(), Refusal> {
         let incarnation = id(headers, INCARNATION)?;
         let recorded = self.cluster.incarnation(member);
         let mut seen = self.seen.lock();
         let seen = seen.entry(member).or_insert(Seen {
             incarnation: recorded.unwrap_or(incarnation),
+            version: None,
             reported: None,
         });
         if let Some(recorded) = recorded {
@@ -199,7 +243,7 @@ fn check_commands(headers: &MetadataMap) -> Result<(), Refusal> {
         .split_once('-')
         .and_then(|(min, max)| Some((min.parse::<u16>().ok()?, max.parse::<u16>().ok()?)));
     match range {
-        Some((min, max)) if min <= VERSION_MAX && VERSION_MIN <= max => Ok(()),
+        Some((min, max)) if min <= version_max() && VERSION_MIN <= max => Ok(()),
         _ => Err(Refusal::Commands {
             theirs: text.to_owned(),
         }),
@@ -279,6 +323,26 @@ mod tests {
         let mut newer = call(ALICE, 0xb);
         newer.insert(COMMANDS, MetadataValue::from_static("900-901"));
         assert!(refusal(&bob, &newer).contains("no common command version"));
+    }
+
+    #[test]
+    fn member_whose_build_the_cluster_has_left_behind_is_refused() {
+        let bob = handshake(BOB);
+        bob.admit(&call(ALICE, 0xb)).unwrap();
+        let version = build::cluster_version();
+        assert_eq!(bob.version_of(0xa), Some(version));
+        assert_eq!(bob.version_of(0xc), None);
+        bob.cluster.set_version(version);
+        bob.admit(&call(ALICE, 0xb)).expect("as new as the cluster");
+        let mut old = call(ALICE, 0xb);
+        old.insert(VERSION, ascii(version.before().unwrap().to_string()));
+        let text = refusal(&bob, &old);
+        assert!(
+            text.contains(&format!("start it with a build that supports {version}")),
+            "{text}"
+        );
+        // It counts as what it is, not as what it was.
+        assert_eq!(bob.version_of(0xa), version.before());
     }
 
     #[test]

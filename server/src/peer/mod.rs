@@ -16,7 +16,7 @@ mod transport;
 
 pub(crate) use connect::Connector;
 pub(crate) use dispatch::PeerDispatch;
-pub(crate) use fetch::{RemoteCluster, fetch_cluster};
+pub(crate) use fetch::{RemoteCluster, fetch_cluster, fetch_hash_kv};
 pub(crate) use handshake::Handshake;
 pub(crate) use service::PeerService;
 pub(crate) use transport::Transport;

@@ -52,7 +52,7 @@ impl PeerPages {
             "/members" => get(self.members()),
             "/version" => get(self.pages.version_page().await),
             "/raft/probing" => get(self.probing()),
-            "/downgrade/enabled" => get(text(StatusCode::OK, "false")),
+            "/downgrade/enabled" => get(self.downgrade_enabled().await),
             "/members/hashkv" if request.method() == Method::GET => self.hash_kv(request).await,
             "/members/hashkv" => method_not_allowed(),
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
@@ -76,6 +76,17 @@ impl PeerPages {
         let mut body = serde_json::to_vec(&shown).expect("members are strings and numbers");
         body.push(b'\n');
         typed("application/json", body)
+    }
+
+    /// Whether a downgrade is under way, as agreed on before the question.
+    async fn downgrade_enabled(&self) -> Answer {
+        match self.member.reads.linearizable().await {
+            Ok(_) => {
+                let enabled = self.member.cluster.downgrade().is_some();
+                text(StatusCode::OK, if enabled { "true" } else { "false" })
+            }
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
     }
 
     fn probing(&self) -> Answer {

@@ -3,20 +3,31 @@
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use kv_proto::peerpb::peer_server::Peer;
 use kv_proto::peerpb::{
-    AppendRequest, AppendResponse, CallKind, CallRequest, CallResponse, SnapshotRequest,
-    SnapshotResponse,
+    AppendRequest, AppendResponse, CallKind, CallRequest, CallResponse, SnapshotAnswer,
+    SnapshotInstalling, SnapshotRequest, snapshot_answer::Answer,
 };
 use kv_raft::{Node, Rpc};
-use tokio::sync::Semaphore;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::handshake::Handshake;
-use super::snapshot;
+use super::snapshot::receive::{Beginning, Incoming};
 use crate::metrics::Metrics;
+
+/// Answers to a snapshot that may wait for its sender.
+const ANSWERS_AHEAD: usize = 4;
+/// The sender hears of each so many bytes.
+const ARRIVED_BYTES: u64 = 8 << 20;
+/// Signs of life while a snapshot is installed.
+const INSTALLING_PERIOD: Duration = Duration::from_secs(5);
 
 /// The service of the peer port.
 #[derive(Clone)]
@@ -28,9 +39,8 @@ struct Parts {
     node: Node,
     handshake: Arc<Handshake>,
     metrics: Arc<Metrics>,
-    snapshot_dir: PathBuf,
     /// One snapshot at a time is received.
-    receiving: Semaphore,
+    incoming: Incoming,
 }
 
 impl PeerService {
@@ -41,14 +51,12 @@ impl PeerService {
         metrics: Arc<Metrics>,
         snapshot_dir: PathBuf,
     ) -> PeerService {
-        snapshot::clear(&snapshot_dir);
         PeerService {
             parts: Arc::new(Parts {
                 node,
                 handshake,
                 metrics,
-                snapshot_dir,
-                receiving: Semaphore::new(1),
+                incoming: Incoming::new(snapshot_dir),
             }),
         }
     }
@@ -62,6 +70,7 @@ impl PeerService {
             received: metrics.peer_received_bytes.with_label_values(&[&name]),
             sent: metrics.peer_sent_bytes.with_label_values(&[&name]),
             name,
+            id,
         })
     }
 
@@ -74,6 +83,7 @@ impl PeerService {
 
 /// Who sent a call, with the counters of its bytes.
 struct Caller {
+    id: u64,
     name: String,
     received: prometheus::IntCounter,
     sent: prometheus::IntCounter,
@@ -120,6 +130,7 @@ impl Peer for PeerService {
             name,
             received,
             sent,
+            ..
         } = self.admit(&request)?;
         let failures = &self.parts.metrics.network.peer_received_failures;
         let failures = failures.with_label_values(&[&name]);
@@ -146,49 +157,92 @@ impl Peer for PeerService {
         Ok(self.signed(Box::pin(answers) as Self::AppendStream))
     }
 
+    type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotAnswer, Status>> + Send>>;
+
     async fn snapshot(
         &self,
         request: Request<Streaming<SnapshotRequest>>,
-    ) -> Result<Response<SnapshotResponse>, Status> {
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
         let caller = self.admit(&request)?;
-        let Ok(_receiving) = self.parts.receiving.try_acquire() else {
-            return Err(Status::resource_exhausted(
-                "another snapshot is being received",
-            ));
-        };
-        let network = &self.parts.metrics.network;
+        let (answers, stream) = mpsc::channel(ANSWERS_AHEAD);
+        let parts = self.parts.clone();
+        // The transfer ends with its requests, or with nobody to answer.
+        tokio::spawn(async move {
+            let outcome = parts.receive(&caller, request.into_inner(), &answers).await;
+            // A sender that is gone has nobody to tell.
+            let _ = answers.send(outcome.map(|answer| installed(&answer))).await;
+        });
+        Ok(self.signed(Box::pin(ReceiverStream::new(stream)) as Self::SnapshotStream))
+    }
+}
+
+impl Parts {
+    /// Receives a snapshot, installs it, and returns raft's answer.
+    async fn receive(
+        &self,
+        caller: &Caller,
+        mut messages: Streaming<SnapshotRequest>,
+        answers: &mpsc::Sender<Result<SnapshotAnswer, Status>>,
+    ) -> Result<Bytes, Status> {
+        let network = &self.metrics.network;
         let from: &[&str] = &[&caller.name];
+        let receiving = match self.incoming.begin(caller.id, &mut messages).await? {
+            Beginning::Rest(receiving) => receiving,
+            Beginning::Installed(answer) => return Ok(answer),
+        };
+        let have = receiving.bytes();
+        tracing::info!(peer = caller.name, have, "receiving a snapshot");
+        let begun = Instant::now();
         let inflight = network.snapshot_receive_inflights.with_label_values(from);
         inflight.inc();
-        let begun = std::time::Instant::now();
-        tracing::info!(peer = caller.name, "receiving a snapshot");
-        let received = self.receive(request.into_inner()).await;
+        let received = async {
+            say(answers, Answer::Have(have)).await?;
+            let mut told = have;
+            let received = receiving.finish(&mut messages, |receiving, bytes| {
+                caller.received.inc_by(bytes);
+                let now = receiving.bytes();
+                if now - told >= ARRIVED_BYTES {
+                    told = now;
+                    // The sender is behind with listening: it hears the next one.
+                    let _ = answers.try_send(Ok(answer(Answer::Arrived(now))));
+                }
+            });
+            let (header, source, installing) = received.await?.into_parts();
+            let mut installed = std::pin::pin!(self.node.answer_snapshot(header, source));
+            loop {
+                match timeout(INSTALLING_PERIOD, &mut installed).await {
+                    Ok(payload) => {
+                        let payload = payload.map_err(unavailable)?;
+                        installing.done(payload.clone());
+                        return Ok(payload);
+                    }
+                    Err(_) => {
+                        let _ =
+                            answers.try_send(Ok(answer(Answer::Installing(SnapshotInstalling {}))));
+                    }
+                }
+            }
+        };
+        let received: Result<Bytes, Status> = received.await;
         inflight.dec();
         match received {
-            Ok((payload, bytes)) => {
+            Ok(payload) => {
                 let took = begun.elapsed();
-                network
-                    .snapshot_receive_success
-                    .with_label_values(from)
-                    .inc();
-                network
-                    .snapshot_receive_seconds
-                    .with_label_values(from)
-                    .observe(took.as_secs_f64());
-                caller.received.inc_by(bytes);
+                let successes = network.snapshot_receive_success.with_label_values(from);
+                successes.inc();
+                let seconds = network.snapshot_receive_seconds.with_label_values(from);
+                seconds.observe(took.as_secs_f64());
                 tracing::info!(
                     peer = caller.name,
-                    bytes,
+                    have,
                     took_ms = took.as_millis() as u64,
                     "snapshot received and installed"
                 );
-                Ok(self.signed(SnapshotResponse { payload }))
+                Ok(payload)
             }
             Err(status) => {
-                network
-                    .snapshot_receive_failures
-                    .with_label_values(from)
-                    .inc();
+                let failures = network.snapshot_receive_failures.with_label_values(from);
+                failures.inc();
                 let error = status.message();
                 tracing::warn!(peer = caller.name, error, "could not receive a snapshot");
                 Err(status)
@@ -197,21 +251,22 @@ impl Peer for PeerService {
     }
 }
 
-impl PeerService {
-    /// Receives a snapshot, installs it, and returns raft's answer and the bytes received.
-    async fn receive(
-        &self,
-        parts: Streaming<SnapshotRequest>,
-    ) -> Result<(bytes::Bytes, u64), Status> {
-        let received = snapshot::receive(&self.parts.snapshot_dir, parts).await?;
-        let bytes = received.bytes;
-        let answer = self
-            .parts
-            .node
-            .answer_snapshot(received.header, received.source)
-            .await;
-        Ok((answer.map_err(unavailable)?, bytes))
+fn answer(answer: Answer) -> SnapshotAnswer {
+    SnapshotAnswer {
+        answer: Some(answer),
     }
+}
+
+fn installed(payload: &Bytes) -> SnapshotAnswer {
+    answer(Answer::Installed(payload.clone()))
+}
+
+async fn say(
+    answers: &mpsc::Sender<Result<SnapshotAnswer, Status>>,
+    word: Answer,
+) -> Result<(), Status> {
+    let said = answers.send(Ok(answer(word))).await;
+    said.map_err(|_| Status::cancelled("the sender is gone"))
 }
 
 fn unavailable(error: kv_raft::Error) -> Status {

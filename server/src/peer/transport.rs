@@ -17,7 +17,8 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use hyper_util::rt::TokioIo;
 use kv_proto::peerpb::peer_client::PeerClient;
-use kv_proto::peerpb::{AppendRequest, AppendResponse, CallKind, CallRequest};
+use kv_proto::peerpb::snapshot_answer::Answer;
+use kv_proto::peerpb::{AppendRequest, AppendResponse, CallKind, CallRequest, SnapshotRequest};
 use kv_raft::{
     AnswerStream, ByteStream, Lane, PeerError, PeerFuture, PeerTransport, Rpc, SnapshotSource,
 };
@@ -25,14 +26,15 @@ use parking_lot::{Mutex, RwLock};
 use prometheus::IntCounter;
 use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, timeout_at};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 use tower::service_fn;
 
 use super::connect::{Alpn, Connector};
 use super::handshake::Handshake;
-use super::snapshot;
-use crate::cluster::Cluster;
+use super::snapshot::{SILENCE_MAX, Sending};
+use crate::cluster::{Cluster, Version};
 use crate::config::Url;
 use crate::metrics::Metrics;
 
@@ -43,8 +45,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
 /// Time between two questions whether a member is there.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
-/// A peer may take this long to install what it has received.
-const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
+/// A member is lost when it has given no answer for so many election timeouts, though its connections stand.
+const SILENT_ELECTIONS: u32 = 2;
 
 /// Connections to the other members.
 pub(crate) struct Transport {
@@ -63,6 +65,8 @@ struct Parts {
     /// Connections live here, whoever asks for them.
     runtime: Handle,
     election_timeout: Duration,
+    /// Tells the snapshots of this process from those that an earlier one sent.
+    process: u64,
 }
 
 /// One other member.
@@ -72,8 +76,16 @@ struct Peer {
     replication: PeerClient<Channel>,
     heartbeat: PeerClient<Channel>,
     snapshot: PeerClient<Channel>,
-    /// Since when it answers; `None` while it does not.
-    active: Mutex<Option<Instant>>,
+    active: Mutex<Activity>,
+}
+
+/// Whether a member answers.
+#[derive(Default)]
+struct Activity {
+    /// Since when it does; `None` while it does not.
+    since: Option<Instant>,
+    /// When it last did.
+    heard: Option<Instant>,
 }
 
 impl Transport {
@@ -97,6 +109,7 @@ impl Transport {
                 local: format!("{member_id:x}"),
                 runtime,
                 election_timeout,
+                process: process_number(),
             }),
             peers: RwLock::default(),
         }
@@ -104,7 +117,18 @@ impl Transport {
 
     /// Since when the member answers; `None` while it does not.
     pub(crate) fn active_since(&self, peer: u64) -> Option<Instant> {
-        *self.peers.read().get(&peer)?.active.lock()
+        self.peers.read().get(&peer)?.active.lock().since
+    }
+
+    /// Opens connections to members, for pages.
+    pub(crate) fn connector(&self) -> &Connector {
+        &self.parts.connector
+    }
+
+    /// The newest cluster version that the build of a member serves; `None` while the member does not answer.
+    pub(crate) fn version_of(&self, peer: u64) -> Option<Version> {
+        self.active_since(peer)?;
+        self.parts.handshake.version_of(peer)
     }
 
     /// Asks every other member whether it is there, again and again, until the transport is dropped.
@@ -217,32 +241,31 @@ impl PeerTransport for Transport {
             let inflight = network.snapshot_send_inflights.with_label_values(to);
             inflight.inc();
             let _sending = scopeguard(move || inflight.dec());
-            let (messages, progress) = snapshot::send(header, source);
-            let mut client = peer.snapshot.clone();
-            let request = parts.request(&peer, messages);
-            let answer = within(begun + INSTALL_TIMEOUT, client.snapshot(request)).await;
-            let bytes = progress.bytes();
-            let result = match progress.failure() {
+            let id = source
+                .pin()
+                .map_or(0, |pin| parts.process.wrapping_add(pin));
+            let sent = network.peer_sent_bytes.with_label_values(to);
+            let (sending, messages) = Sending::begin(header, id, sent);
+            let transferred = parts.transfer(&peer, &sending, messages, source).await;
+            let result = match sending.failure() {
                 // The cause is here, whatever the other side made of the half it got.
                 Some(error) => Err(PeerError::Unreachable(format!(
                     "the snapshot cannot be read: {error}"
                 ))),
-                None => parts.checked(&peer, answer),
+                None => transferred,
             };
             let took = begun.elapsed();
             match result {
-                Ok(answer) => {
-                    network.peer_sent_bytes.with_label_values(to).inc_by(bytes);
+                Ok(payload) => {
                     network.snapshot_send_success.with_label_values(to).inc();
                     let seconds = network.snapshot_send_seconds.with_label_values(to);
                     seconds.observe(took.as_secs_f64());
                     tracing::info!(
                         peer = peer.name,
-                        bytes,
                         took_ms = took.as_millis() as u64,
                         "snapshot sent and installed"
                     );
-                    Ok(answer.payload)
+                    Ok(payload)
                 }
                 Err(error) => {
                     network.snapshot_send_failures.with_label_values(to).inc();
@@ -373,8 +396,10 @@ impl Parts {
         }
         let network = &self.metrics.network;
         let mut active = peer.active.lock();
-        if active.is_none() {
-            *active = Some(Instant::now());
+        let now = Instant::now();
+        active.heard = Some(now);
+        if active.since.is_none() {
+            active.since = Some(now);
             network
                 .active_peers
                 .with_label_values(&[&self.local, &peer.name])
@@ -382,6 +407,47 @@ impl Parts {
             tracing::info!(peer = peer.name, "connected to a member");
         }
         Ok(answer.into_inner())
+    }
+
+    /// Sends a snapshot, or the rest of it, and returns what raft answers when it is installed. It takes as long as it
+    /// takes, while the other side gives signs of life.
+    async fn transfer(
+        &self,
+        peer: &Peer,
+        sending: &Sending,
+        messages: ReceiverStream<SnapshotRequest>,
+        source: Box<dyn SnapshotSource>,
+    ) -> Result<Bytes, PeerError> {
+        let mut client = peer.snapshot.clone();
+        let request = self.request(peer, messages);
+        let opened = within(Instant::now() + SILENCE_MAX, client.snapshot(request)).await;
+        let mut answers = self.checked(peer, opened)?;
+        let mut source = Some(source);
+        loop {
+            let answer = within(Instant::now() + SILENCE_MAX, answers.message()).await;
+            let answer = answer.map_err(|status| self.failed(peer, &status))?;
+            match answer.and_then(|answer| answer.answer) {
+                Some(Answer::Have(have)) => {
+                    if let Some(source) = source.take() {
+                        if have > 0 {
+                            tracing::info!(
+                                peer = peer.name,
+                                have,
+                                "a snapshot goes on where it broke off"
+                            );
+                        }
+                        sending.send(have, source);
+                    }
+                }
+                Some(Answer::Arrived(_) | Answer::Installing(_)) => {}
+                Some(Answer::Installed(payload)) => return Ok(payload),
+                None => {
+                    return Err(PeerError::Unreachable(
+                        "the answers to a snapshot ended before it was installed".into(),
+                    ));
+                }
+            }
+        }
     }
 
     fn received(&self, peer: &Peer, bytes: usize) {
@@ -403,7 +469,17 @@ impl Parts {
         }
         let labels: &[&str] = &[&self.local, &peer.name];
         let error = peer_error(status);
-        let was_active = peer.active.lock().take();
+        let was_active = {
+            let mut active = peer.active.lock();
+            // One answer that is late is no loss: a member is lost when its connection is, or when it has been silent.
+            let is_late = matches!(error, PeerError::Timeout);
+            let heard = active.heard.filter(|_| is_late);
+            if heard.is_some_and(|heard| heard.elapsed() < self.election_timeout * SILENT_ELECTIONS)
+            {
+                return error;
+            }
+            active.since.take()
+        };
         if let Some(since) = was_active {
             network.active_peers.with_label_values(labels).set(0);
             network.disconnected_peers.with_label_values(labels).inc();
@@ -458,6 +534,7 @@ fn append_answers(
 ) -> AnswerStream {
     Box::pin(answers.map(move |answer| match answer {
         Ok(answer) => {
+            peer.active.lock().heard = Some(Instant::now());
             parts.received(&peer, answer.payload.len());
             Ok(answer.payload)
         }
@@ -506,6 +583,14 @@ fn kind(rpc: Rpc) -> CallKind {
         Rpc::Propose => CallKind::Propose,
         Rpc::App => CallKind::App,
     }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "names a process to its peers; nothing replays from it"
+)]
+fn process_number() -> u64 {
+    rand::random()
 }
 
 /// Runs `end` when dropped.

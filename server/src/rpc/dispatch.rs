@@ -21,16 +21,23 @@ use kv_proto::etcdserverpb::kv_server::KvServer;
 use kv_proto::etcdserverpb::lease_server::LeaseServer;
 use kv_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use kv_proto::health::health_server::HealthServer;
+use kv_proto::v3electionpb::election_server::ElectionServer;
+use kv_proto::v3lockpb::lock_server::LockServer;
 use prometheus::IntCounter;
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tower::Service;
+use tower::{BoxError, Service};
 
 use super::auth::AuthService;
 use super::cluster::ClusterService;
+use super::election::ElectionService;
+use super::gateway::GatewayService;
 use super::health::HealthService;
+use super::inside::Inside;
 use super::kv::KvService;
+use super::large_range::{InPieces, LargeRange};
 use super::lease::LeaseService;
+use super::lock::LockService;
 use super::maintenance::MaintenanceService;
 use super::requires_leader;
 use super::status::with_grpc_go_texts;
@@ -50,13 +57,15 @@ const FOR_LEARNERS: [&str; 3] = [
 ];
 
 /// The services that [`Services`] has.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 9] = [
     "etcdserverpb.KV",
     "etcdserverpb.Watch",
     "etcdserverpb.Lease",
     "etcdserverpb.Cluster",
     "etcdserverpb.Maintenance",
     "etcdserverpb.Auth",
+    "v3lockpb.Lock",
+    "v3electionpb.Election",
     "grpc.health.v1.Health",
 ];
 
@@ -77,6 +86,8 @@ pub(crate) struct Dispatch {
 struct Services {
     member: Arc<Member>,
     pages: Arc<Pages<Member>>,
+    /// Unless `--enable-grpc-gateway=false`.
+    gateway: Option<GatewayService>,
     kv: KvServer<KvService>,
     watch: WatchService,
     receive_max: usize,
@@ -84,6 +95,8 @@ struct Services {
     cluster: ClusterServer<ClusterService>,
     maintenance: MaintenanceServer<MaintenanceService>,
     auth: AuthServer<AuthService>,
+    lock: LockServer<LockService>,
+    election: ElectionServer<ElectionService>,
     health: HealthServer<HealthService>,
 }
 
@@ -106,8 +119,8 @@ pub(crate) enum Offers {
 }
 
 impl Dispatch {
-    /// `first_lease_id` must differ at each start of the process.
-    pub(crate) fn new(member: Arc<Member>, first_lease_id: u64) -> Dispatch {
+    /// `started_wall_ms` is when the process started.
+    pub(crate) fn new(member: Arc<Member>, started_wall_ms: u64) -> Dispatch {
         let receive_max =
             usize::try_from(member.config.grpc_receive_bytes_max()).unwrap_or(usize::MAX);
         // Answers are as large as the data: clients receive up to 2 GiB.
@@ -119,8 +132,18 @@ impl Dispatch {
             };
         }
         let front = Front::new(&member.config);
+        let gateway = member.config.enable_grpc_gateway.then(|| GatewayService {
+            gateway: Arc::default(),
+            front: front.clone(),
+            receive_max,
+        });
         let pages = Pages::new(member.clone(), member.metrics.clone(), front);
-        let lease = LeaseService::new(member.clone(), first_lease_id);
+        let lease = LeaseService::new(member.clone(), started_wall_ms);
+        let inside = Inside {
+            kv: KvService(member.clone()),
+            lease: lease.clone(),
+            watch: WatchService(member.clone()),
+        };
         let services = Services {
             kv: serve!(KvServer, KvService(member.clone())),
             watch: WatchService(member.clone()),
@@ -129,8 +152,11 @@ impl Dispatch {
             cluster: serve!(ClusterServer, ClusterService(member.clone())),
             maintenance: serve!(MaintenanceServer, MaintenanceService(member.clone())),
             auth: serve!(AuthServer, AuthService(member.clone())),
+            lock: serve!(LockServer, LockService(inside.clone())),
+            election: serve!(ElectionServer, ElectionService(inside)),
             health: serve!(HealthServer, HealthService(member.clone())),
             pages: Arc::new(pages),
+            gateway,
             member,
         };
         Dispatch {
@@ -157,7 +183,12 @@ impl Dispatch {
         }
     }
 
-    fn grpc(&self, mut request: Request<Incoming>) -> Answer {
+    /// Answers a gRPC request, of a connection or of the gateway.
+    pub(super) fn grpc<B>(&self, mut request: Request<B>) -> Answer
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError> + Send,
+    {
         let services = self.services.clone();
         if let Err(error) = self.admit(request.uri().path(), request.headers()) {
             return ready(Status::from(error));
@@ -189,7 +220,10 @@ impl Dispatch {
             started,
         };
         let answer: Answer = match service {
-            "etcdserverpb.KV" => services.kv.clone().call(request),
+            "etcdserverpb.KV" => {
+                request.extensions_mut().insert(InPieces);
+                services.kv.clone().call(request)
+            }
             "etcdserverpb.Watch" => {
                 let response = services.watch.watch(request, services.receive_max);
                 Box::pin(std::future::ready(Ok(response)))
@@ -198,6 +232,8 @@ impl Dispatch {
             "etcdserverpb.Cluster" => services.cluster.clone().call(request),
             "etcdserverpb.Maintenance" => services.maintenance.clone().call(request),
             "etcdserverpb.Auth" => services.auth.clone().call(request),
+            "v3lockpb.Lock" => services.lock.clone().call(request),
+            "v3electionpb.Election" => services.election.clone().call(request),
             _ => services.health.clone().call(request),
         };
         Box::pin(async move {
@@ -208,6 +244,7 @@ impl Dispatch {
                     Err(_) => Status::from(Error::DeadlineExceeded).into_http(),
                 },
             };
+            let response = LargeRange::replace_body(response);
             Ok(call.counted(in_grpc_gos_words(response)))
         })
     }
@@ -238,6 +275,13 @@ impl Dispatch {
     }
 
     fn page(&self, listener: Listener, request: Request<Incoming>) -> Answer {
+        if let Some(gateway) = &self.services.gateway
+            && listener != Listener::Metrics
+            && GatewayService::has(request.uri().path())
+        {
+            let (gateway, dispatch) = (gateway.clone(), self.clone());
+            return Box::pin(async move { Ok(gateway.answer(dispatch, listener, request).await) });
+        }
         let pages = self.services.pages.clone();
         if request.uri().path() == "/metrics" {
             self.services.member.refresh_gauges();

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::Stream;
-use kv_mvcc::{RangeAnswer, RangeChunk, RangeEnd, RangeQuery, RangeStream};
+use kv_mvcc::{RangeAnswer, RangeChunk, RangeEnd, RangeQuery, RangeStream, Store};
 use kv_proto::command::{Body, Caller};
 use kv_proto::etcdserverpb::kv_server::Kv;
 use kv_proto::etcdserverpb::request_op::Request as Op;
@@ -17,11 +17,13 @@ use kv_proto::key_range::KeyRange;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::large_range::{InPieces, LargeRange};
 use super::{credentials, fill, range_query, validate};
 use crate::apply::{self, Response as Applied};
 use crate::auth::{Access, Credentials};
 use crate::member::Member;
-use crate::{Error, Result};
+use crate::range_budget::Grant;
+use crate::{Error, Result, quota};
 
 /// Chunks of a RangeStream that may be ready before the client takes one.
 const CHUNKS_AHEAD: usize = 2;
@@ -35,11 +37,12 @@ const FIRST_CHUNK_KEYS: usize = 10;
 pub(crate) struct KvService(pub(crate) Arc<Member>);
 
 impl KvService {
+    /// The answer, with its part of the memory if it is a large one.
     async fn range_answer(
         &self,
         credentials: &Credentials,
         request: RangeRequest,
-    ) -> Result<RangeAnswer> {
+    ) -> Result<(RangeAnswer, Option<Grant>)> {
         let member = &self.0;
         if !request.serializable {
             if member.cluster.is_learner(member.id) {
@@ -52,25 +55,32 @@ impl KvService {
         member
             .auth
             .check_range(&caller, Access::Read, key, range_end)?;
-        let query = range_query(request);
-        let answer = async {
-            // Small, and in memory: answered on the connection's thread.
-            if is_small(&query)
-                && let Some(answer) = member.store.try_range(&query)?
-            {
-                return Ok(answer);
-            }
-            member
-                .read_blocking(move |store| Ok(store.range(&query)?))
-                .await
-        };
-        let answer = answer.await;
+        let answer = self.range(range_query(request)).await;
         member.auth.check_unchanged(&caller)?;
         answer
     }
-}
 
-impl KvService {
+    async fn range(&self, query: RangeQuery) -> Result<(RangeAnswer, Option<Grant>)> {
+        let member = &self.0;
+        // Small, and in memory: answered on the connection's thread.
+        if is_small(&query)
+            && let Some(answer) = member.store.try_range(&query)?
+        {
+            let grant = member.range_budget.settle(None, answer_bytes(&answer));
+            return Ok((answer, grant));
+        }
+        let estimate = member.store.estimate_bytes(&query);
+        let grant = member.range_budget.acquire(estimate).await?;
+        let read = move |store: &Store| Ok(store.range(&query)?);
+        let answer = match grant {
+            Some(_) => member.read_large(read).await?,
+            None => member.read_blocking(read).await?,
+        };
+        let grant = member.range_budget.settle(grant, answer_bytes(&answer));
+        Ok((answer, grant))
+    }
+
+    /// A transaction that only reads, if the caller may have all of it and nothing of auth changes meanwhile.
     async fn read_only_txn(
         &self,
         credentials: &Credentials,
@@ -80,12 +90,26 @@ impl KvService {
         let caller = member.caller(credentials).await?;
         let lessor = member.store.lessor();
         member.auth.state().check_txn(&caller, lessor, &request)?;
-        let answer = member
-            .read_blocking(move |store| apply::read_only_txn(store, request))
-            .await;
+        let queries = ranges(&request).flatten().cloned().map(range_query);
+        let estimate = queries.map(|q| member.store.estimate_bytes(&q)).sum();
+        let grant = member.range_budget.acquire(estimate).await?;
+        let read = move |store: &Store| apply::read_only_txn(store, request);
+        let answer = match grant {
+            Some(_) => member.read_large(read).await,
+            None => member.read_blocking(read).await,
+        };
         member.auth.check_unchanged(&caller)?;
         answer
     }
+}
+
+/// About what an answer takes in memory.
+fn answer_bytes(answer: &RangeAnswer) -> u64 {
+    let pairs = answer.kvs.iter();
+    let bytes: usize = pairs
+        .map(|kv| size_of_val(kv) + kv.key.len() + kv.value.len())
+        .sum();
+    bytes as u64
 }
 
 /// Whether a walk of the keys cannot take long.
@@ -102,22 +126,32 @@ impl Kv for KvService {
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
         let credentials = credentials(&request);
+        let in_pieces = request.extensions().get::<InPieces>().is_some();
         let request = request.into_inner();
         validate::range(&request)?;
         self.0.metrics.mvcc.range.inc();
+        let (answer, grant) = self.range_answer(&credentials, request).await?;
         let RangeAnswer {
             revision,
             kvs,
             count,
             more,
-        } = self.range_answer(&credentials, request).await?;
+        } = answer;
         let header = Some(self.0.header(revision));
-        Ok(Response::new(RangeResponse {
+        let whole = RangeResponse {
             header,
             kvs,
             more,
             count,
-        }))
+        };
+        // Without a grant it is small.
+        if !in_pieces || grant.is_none() {
+            return Ok(Response::new(whole));
+        }
+        let mut response = Response::new(RangeResponse::default());
+        let large = LargeRange::new(whole, grant)?;
+        response.extensions_mut().insert(large);
+        Ok(response)
     }
 
     type RangeStreamStream =
@@ -146,6 +180,7 @@ impl Kv for KvService {
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let credentials = credentials(&request);
         let request = request.into_inner();
+        self.0.check_quota(quota::put_cost(&request)).await?;
         validate::put(&request)?;
         match self.0.propose(&credentials, Body::Put(request)).await? {
             Applied::Put(mut response) => {
@@ -179,6 +214,7 @@ impl Kv for KvService {
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let credentials = credentials(&request);
         let request = request.into_inner();
+        self.0.check_quota(quota::txn_cost(&request)).await?;
         validate::txn(&request, self.0.config.max_txn_ops as usize)?;
         let mut response = if is_read_only(&request) {
             if !is_serializable(&request) {

@@ -18,11 +18,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::kv::unexpected;
 use super::status::with_grpc_go_texts;
-use super::{credentials, fill, requires_leader};
+use super::{credentials, fill, leader_lost, requires_leader};
 use crate::apply::Response as Applied;
 use crate::auth::{Access, Credentials, State};
 use crate::member::Member;
-use crate::{Error, Result, lease};
+use crate::{Error, Result, lease, quota};
 
 /// The service over a member.
 #[derive(Clone)]
@@ -33,8 +33,9 @@ pub(crate) struct LeaseService {
 }
 
 impl LeaseService {
-    /// `first_id` must differ at each start: ids chosen before may still be in use.
-    pub(crate) fn new(member: Arc<Member>, first_id: u64) -> LeaseService {
+    /// `started_wall_ms` is when this member started: ids that it or another chose before may still be in use.
+    pub(crate) fn new(member: Arc<Member>, started_wall_ms: u64) -> LeaseService {
+        let first_id = first_id(member.id, started_wall_ms);
         LeaseService {
             member,
             next_id: Arc::new(AtomicU64::new(first_id)),
@@ -82,6 +83,13 @@ fn check_seen(member: &Member, auth: &State, caller: &Caller, keys: &[Bytes]) ->
         .try_for_each(|key| auth.check_range(caller, Access::Read, key, b""))
 }
 
+/// The end of the member's id, then the time, then room to count: members that start in the same millisecond choose apart.
+///
+/// Source: etcd 3.7, pkg/idutil.
+fn first_id(member: u64, wall_ms: u64) -> u64 {
+    member << 48 | (wall_ms & ((1 << 40) - 1)) << 8
+}
+
 /// The shortest time to live a lease may have: one and a half election timeouts, in whole seconds. Source: etcd 3.7.
 fn ttl_secs_min(member: &Member) -> i64 {
     let timeout_ms = member.config.election_timeout.as_millis();
@@ -96,21 +104,25 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         let credentials = credentials(&request);
         let mut request = request.into_inner();
-        if request.id == 0 {
-            request.id = self.choose_id();
-        }
+        self.member.check_quota(quota::LEASE_COST).await?;
+        let is_chosen_here = request.id == 0;
         // Here and not at apply, which must not depend on this member's flags.
         request.ttl = request.ttl.max(ttl_secs_min(&self.member));
-        match self
-            .member
-            .propose(&credentials, Body::LeaseGrant(request))
-            .await?
-        {
-            Applied::LeaseGrant(mut response) => {
-                response.header = fill(&self.member, response.header);
-                Ok(Response::new(response))
+        loop {
+            if is_chosen_here {
+                request.id = self.choose_id();
             }
-            other => Err(unexpected(&other)),
+            let body = Body::LeaseGrant(request);
+            match self.member.propose(&credentials, body).await {
+                // A client may have chosen this id before us; it did not ask for it now.
+                Err(Error::LeaseExists) if is_chosen_here => {}
+                Err(error) => return Err(error.into()),
+                Ok(Applied::LeaseGrant(mut response)) => {
+                    response.header = fill(&self.member, response.header);
+                    return Ok(Response::new(response));
+                }
+                Ok(other) => return Err(unexpected(&other)),
+            }
         }
     }
 
@@ -137,12 +149,19 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let needs_leader = requires_leader(request.metadata().as_ref());
+        let leader_lost = Box::pin(leader_lost(self.member.clone(), needs_leader));
         let credentials = credentials(&request);
-        let state = Some((self.member.clone(), credentials, request.into_inner()));
+        let state = Some((
+            self.member.clone(),
+            credentials,
+            request.into_inner(),
+            leader_lost,
+        ));
         let responses = unfold(state, move |state| async move {
-            let (member, credentials, mut requests) = state?;
+            let (member, credentials, mut requests, mut leader_lost) = state?;
             let message = tokio::select! {
                 message = requests.message() => message,
+                () = &mut leader_lost => return Some((Err(Error::NoLeader.into()), None)),
                 () = member.stopping.cancelled() => return Some((Err(Error::Stopped.into()), None)),
             };
             let id = match message {
@@ -150,9 +169,6 @@ impl Lease for LeaseService {
                 Ok(None) => return None,
                 Err(status) => return Some((Err(with_grpc_go_texts(status)), None)),
             };
-            if needs_leader && !member.has_leader() {
-                return Some((Err(Error::NoLeader.into()), None));
-            }
             // Taken before the renewal: a client must not see a renewal at a revision that already revoked the lease.
             let header = Some(member.header(member.store.revision()));
             let renewed = match check_renewal(&member, &credentials, id).await {
@@ -162,7 +178,7 @@ impl Lease for LeaseService {
             match renewed {
                 Ok(ttl) => Some((
                     Ok(LeaseKeepAliveResponse { header, id, ttl }),
-                    Some((member, credentials, requests)),
+                    Some((member, credentials, requests, leader_lost)),
                 )),
                 Err(error) => Some((Err(error.into()), None)),
             }
@@ -215,5 +231,18 @@ impl Lease for LeaseService {
         let leases = ids.into_iter().map(|id| LeaseStatus { id }).collect();
         let header = Some(self.member.header(self.member.store.revision()));
         Ok(Response::new(LeaseLeasesResponse { header, leases }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_that_start_in_the_same_millisecond_choose_different_lease_ids() {
+        let now = 1_795_750_389_170;
+        // They differ by more than either will ever count.
+        assert!(first_id(0x53b5_8af1, now).abs_diff(first_id(0x53b5_8af2, now)) >= 1 << 48);
+        assert_eq!(first_id(7, now + 1) - first_id(7, now), 256);
     }
 }

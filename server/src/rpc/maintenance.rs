@@ -1,11 +1,13 @@
-//! The Maintenance service: status, alarms, hashes and defragmentation of this member.
+//! The Maintenance service: status, alarms, hashes, backups and defragmentation of this member.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
+use kv_mvcc::EtcdPart;
 use kv_proto::command::Body;
 use kv_proto::etcdserverpb::alarm_request::AlarmAction;
+use kv_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use kv_proto::etcdserverpb::maintenance_server::Maintenance;
 use kv_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, DowngradeInfo,
@@ -13,13 +15,14 @@ use kv_proto::etcdserverpb::{
     MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
     StatusResponse,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::kv::unexpected;
 use super::{credentials, fill};
 use crate::apply::Response as Applied;
-use crate::member::{API_VERSION, CLUSTER_VERSION, Member};
-use crate::{Error, quota, reconfigure};
+use crate::member::Member;
+use crate::{backup, build, downgrade, quota, reconfigure};
 
 /// The service over a member.
 #[derive(Clone)]
@@ -69,7 +72,7 @@ impl Maintenance for MaintenanceService {
         };
         Ok(Response::new(StatusResponse {
             header: Some(member.header(member.store.revision())),
-            version: API_VERSION.into(),
+            version: build::api_version().into(),
             db_size: sizes.on_disk as i64,
             leader: raft.leader.unwrap_or(0),
             raft_index: raft.committed_index,
@@ -78,9 +81,18 @@ impl Maintenance for MaintenanceService {
             errors,
             db_size_in_use: member.bytes_in_use().min(sizes.on_disk) as i64,
             is_learner: member.is_without_vote(),
-            storage_version: CLUSTER_VERSION.into(),
+            storage_version: member
+                .storage_version()
+                .map(|version| version.to_string())
+                .unwrap_or_default(),
             db_size_quota: quota,
-            downgrade_info: Some(DowngradeInfo::default()),
+            downgrade_info: Some(match member.cluster.downgrade() {
+                Some(target) => DowngradeInfo {
+                    enabled: true,
+                    target_version: target.to_string(),
+                },
+                None => DowngradeInfo::default(),
+            }),
         }))
     }
 
@@ -127,7 +139,19 @@ impl Maintenance for MaintenanceService {
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         self.0.admin(&credentials(&request)).await?;
-        Err(Error::Unimplemented("kvd: snapshots are not available yet").into())
+        let version = self.0.storage_version().map(|v| v.to_string());
+        let version = version.unwrap_or_default();
+        let parts = ReceiverStream::new(backup::send(self.0.clone())?);
+        let messages = parts.map(move |part| -> Result<SnapshotResponse, Status> {
+            let EtcdPart { blob, remaining } = part?;
+            Ok(SnapshotResponse {
+                header: None,
+                remaining_bytes: remaining,
+                blob,
+                version: version.clone(),
+            })
+        });
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn move_leader(
@@ -144,6 +168,17 @@ impl Maintenance for MaintenanceService {
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
         self.0.admin(&credentials(&request)).await?;
-        Err(Error::Unimplemented("kvd: downgrades are not available yet").into())
+        let DowngradeRequest { action, version } = request.into_inner();
+        let member = &self.0;
+        let version = match DowngradeAction::try_from(action) {
+            Ok(DowngradeAction::Validate) => downgrade::validate(member, &version).await?,
+            Ok(DowngradeAction::Enable) => downgrade::enable(member, &version).await?,
+            Ok(DowngradeAction::Cancel) => downgrade::cancel(member).await?,
+            Err(_) => return Err(Status::unknown("etcdserver: unknown method")),
+        };
+        Ok(Response::new(DowngradeResponse {
+            header: fill(member, None),
+            version: version.to_string(),
+        }))
     }
 }

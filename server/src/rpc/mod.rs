@@ -3,13 +3,22 @@
 mod auth;
 mod cluster;
 mod dispatch;
+mod election;
+mod gateway;
 mod health;
+mod inside;
 mod kv;
+mod large_range;
 mod lease;
+mod lock;
 mod maintenance;
+mod queue;
 mod status;
 mod validate;
 mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use kv_mvcc::{RangeQuery, SortOrder, SortTarget};
 use kv_proto::etcdserverpb::range_request;
@@ -66,4 +75,24 @@ fn requires_leader(headers: &::http::HeaderMap) -> bool {
 fn fill(member: &Member, header: Option<ResponseHeader>) -> Option<ResponseHeader> {
     let revision = header.map(|h| h.revision).filter(|&r| r != 0);
     Some(member.header(revision.unwrap_or_else(|| member.store.revision())))
+}
+
+/// Resolves when there was no leader for three election timeouts, and never unless `needed`.
+async fn leader_lost(member: Arc<Member>, needed: bool) {
+    if !needed {
+        return std::future::pending().await;
+    }
+    let mut status = member.node.watch_status();
+    let patience: Duration = member.config.election_timeout * 3;
+    loop {
+        if status.wait_for(|s| s.leader.is_none()).await.is_err() {
+            return;
+        }
+        if tokio::time::timeout(patience, status.wait_for(|s| s.leader.is_some()))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
 }

@@ -112,6 +112,27 @@ fn wire(error: &Error) -> (Code, &str) {
             Code::Unavailable,
             "etcdserver: request timed out, waiting for the applied index took too long",
         ),
+        Error::NotCapable => (Code::FailedPrecondition, "etcdserver: not capable"),
+        Error::WrongDowngradeVersionFormat => (
+            Code::InvalidArgument,
+            "etcdserver: wrong downgrade target version format",
+        ),
+        Error::InvalidDowngradeTargetVersion => (
+            Code::InvalidArgument,
+            "etcdserver: invalid downgrade target version",
+        ),
+        Error::ClusterVersionUnavailable => (
+            Code::FailedPrecondition,
+            "etcdserver: cluster version not found during downgrade",
+        ),
+        Error::DowngradeInProcess => (
+            Code::FailedPrecondition,
+            "etcdserver: cluster has a downgrade job in progress",
+        ),
+        Error::NoInflightDowngrade => (
+            Code::FailedPrecondition,
+            "etcdserver: no inflight downgrade job",
+        ),
         Error::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
         Error::AuthNotEnabled => (
             Code::FailedPrecondition,
@@ -211,6 +232,13 @@ mod tests {
             status.message(),
             "grpc: received message larger than max (5000 vs. 4096)"
         );
+    }
+
+    #[test]
+    fn overload_is_told_in_etcds_words() {
+        let status = Status::from(Error::TooManyRequests);
+        assert_eq!(status.code(), Code::Unknown);
+        assert_eq!(status.message(), "etcdserver: too many requests");
     }
 
     #[test]

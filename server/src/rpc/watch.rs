@@ -6,15 +6,13 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ::http::header::CONTENT_TYPE;
 use ::http::{HeaderMap, HeaderValue, Request, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::unfold;
-use http_body::Frame;
+use http_body::{Body as HttpBody, Frame};
 use http_body_util::StreamBody;
-use hyper::body::Incoming;
 use kv_mvcc::watch::{StreamOptions, WatchCreate, WatchOutput, WatchStream};
 use kv_proto::etcdserverpb::watch_request::RequestUnion;
 use kv_proto::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest};
@@ -22,9 +20,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::body::Body;
 use tonic::{Status, Streaming};
 use tonic_prost::ProstDecoder;
+use tower::BoxError;
 
-use super::requires_leader;
 use super::status::{watch_refusal, with_grpc_go_texts};
+use super::{leader_lost, requires_leader};
 use crate::Error;
 use crate::auth::{Access, Credentials};
 use crate::listener;
@@ -47,7 +46,11 @@ pub(crate) struct WatchService(pub(crate) Arc<Member>);
 
 impl WatchService {
     /// Answers the one method of the service, `Watch`. Messages above `receive_max` bytes end the stream.
-    pub(crate) fn watch(&self, request: Request<Incoming>, receive_max: usize) -> Response<Body> {
+    pub(crate) fn watch<B>(&self, request: Request<B>, receive_max: usize) -> Response<Body>
+    where
+        B: HttpBody + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
         let member = self.0.clone();
         let (head, body) = request.into_parts();
         let requests =
@@ -256,26 +259,6 @@ async fn read_requests(
             // Closing the send side does not end the watch.
             Ok(None) => return None,
             Err(status) => return Some(with_grpc_go_texts(status)),
-        }
-    }
-}
-
-/// Resolves when there was no leader for three election timeouts, and never unless `needed`.
-async fn leader_lost(member: Arc<Member>, needed: bool) {
-    if !needed {
-        return std::future::pending().await;
-    }
-    let mut status = member.node.watch_status();
-    let patience: Duration = member.config.election_timeout * 3;
-    loop {
-        if status.wait_for(|s| s.leader.is_none()).await.is_err() {
-            return;
-        }
-        if tokio::time::timeout(patience, status.wait_for(|s| s.leader.is_some()))
-            .await
-            .is_err()
-        {
-            return;
         }
     }
 }

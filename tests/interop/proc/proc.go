@@ -31,10 +31,14 @@ type Options struct {
 	Label string
 	// Bin is the server binary.
 	Bin string
-	// Args are appended after the flags this package sets.
+	// Args are appended after the flags this package sets; {dir} in them is the server's folder, {url} its client URL.
 	Args []string
 	// TLS switches the client port to https.
 	TLS *TLSFiles
+	// Prepare is called before the first start, to fill the data folder.
+	Prepare func(*Server) error
+	// name and cluster are those of a member of several; empty for a server alone.
+	name, cluster string
 }
 
 // TLSFiles are the certificate flags of the server and the configuration a client needs to reach it.
@@ -54,6 +58,9 @@ type Server struct {
 	exited     chan struct{}
 	log        *os.File
 }
+
+// Name is what every server is called in its cluster of one.
+const Name = "interop"
 
 // startAttempts covers the gap between choosing a free port and the server binding it.
 const startAttempts = 3
@@ -90,6 +97,9 @@ func start(opts Options) (*Server, error) {
 	if s.clientPort, err = freePort(); err == nil {
 		s.peerPort, err = freePort()
 	}
+	if err == nil && opts.Prepare != nil {
+		err = opts.Prepare(s)
+	}
 	if err == nil {
 		err = s.Run()
 	}
@@ -106,22 +116,29 @@ func (s *Server) Run() error {
 	if s.log, err = os.OpenFile(s.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err != nil {
 		return err
 	}
-	const name = "interop"
-	peer := fmt.Sprintf("http://127.0.0.1:%d", s.peerPort)
+	peer := s.PeerURL()
+	name, cluster := s.name, s.cluster
+	if name == "" {
+		name, cluster = Name, Name+"="+peer
+	}
 	args := []string{
 		"--name=" + name,
-		"--data-dir=" + filepath.Join(s.dir, "data"),
+		"--data-dir=" + s.DataDir(),
 		"--listen-client-urls=" + s.URL(),
 		"--advertise-client-urls=" + s.URL(),
 		"--listen-peer-urls=" + peer,
 		"--initial-advertise-peer-urls=" + peer,
-		"--initial-cluster=" + name + "=" + peer,
+		"--initial-cluster=" + cluster,
 	}
 	if s.TLS != nil {
 		args = append(args, "--cert-file="+s.TLS.Cert, "--key-file="+s.TLS.Key,
 			"--trusted-ca-file="+s.TLS.TrustedCA, "--client-cert-auth=true")
 	}
-	s.cmd = exec.Command(s.Bin, append(args, s.Args...)...)
+	own := strings.NewReplacer("{dir}", s.dir, "{url}", s.URL())
+	for _, arg := range s.Args {
+		args = append(args, own.Replace(arg))
+	}
+	s.cmd = exec.Command(s.Bin, args...)
 	s.cmd.Dir = s.dir
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	// A killed test run must not leave servers behind.
@@ -185,6 +202,15 @@ func (s *Server) URL() string {
 	}
 	return "http://" + s.Addr()
 }
+
+// DataDir is the server's own data folder.
+func (s *Server) DataDir() string { return filepath.Join(s.dir, "data") }
+
+// PeerURL is the URL of the peer listener.
+func (s *Server) PeerURL() string { return "http://" + s.PeerAddr() }
+
+// Dir is the folder of the server, with its data folder inside.
+func (s *Server) Dir() string { return s.dir }
 
 // PeerAddr is host:port of the peer listener.
 func (s *Server) PeerAddr() string { return fmt.Sprintf("127.0.0.1:%d", s.peerPort) }

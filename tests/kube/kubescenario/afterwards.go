@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -53,7 +54,7 @@ func (s *scenario) afterwards() bool {
 		if s.b != nil {
 			errs = append(errs, s.stopB())
 		}
-		errs = append(errs, s.a.stop(), s.store.process.stop(30*time.Second))
+		errs = append(errs, s.a.stop(), s.store.stop(30*time.Second))
 		return "", errors.Join(errs...)
 	})
 	s.step(logStep, s.scanLogs)
@@ -113,6 +114,7 @@ func (s *scenario) scanLogs() (string, error) {
 		}
 	}
 	lines, excused := 0, 0
+	kinds := map[string]int{}
 	var found []string
 	for _, path := range logs {
 		file, err := os.Open(path)
@@ -142,6 +144,7 @@ func (s *scenario) scanLogs() (string, error) {
 			if severity == "I" || !slices.ContainsFunc(storageErrors, matches) || slices.ContainsFunc(harmless, matches) {
 				continue
 			}
+			kinds[kindOf(line)]++
 			if s.store.isExcused(moment, line) {
 				excused++
 				continue
@@ -152,6 +155,11 @@ func (s *scenario) scanLogs() (string, error) {
 		_ = file.Close()
 		if err != nil {
 			return "", err
+		}
+	}
+	if s.kinds {
+		for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+			fmt.Printf("     %4d x %s\n", kinds[kind], kind)
 		}
 	}
 	if len(found) > 0 {
@@ -166,17 +174,33 @@ func (s *scenario) scanLogs() (string, error) {
 	return fmt.Sprintf("%d lines, %d errors of our doing", lines, excused), nil
 }
 
+// kindOf is a line without what is of this one time: numbers, and what stands in quotation marks.
+func kindOf(line string) string {
+	line = klogLine.ReplaceAllString(line, "")
+	line = regexp.MustCompile(`"ts":"[^"]*"`).ReplaceAllString(line, "")
+	line = regexp.MustCompile(`0x[0-9a-f]+|\d+`).ReplaceAllString(line, "#")
+	line = regexp.MustCompile(`"/[^"]*"`).ReplaceAllString(line, `"/..."`)
+	if len(line) > 360 {
+		line = line[:180] + " ... " + line[len(line)-180:]
+	}
+	return line
+}
+
 // scanStoreLog looks for the ends that no exit code tells when a kill or a stop came first.
 func (s *scenario) scanStoreLog() (string, error) {
-	text, err := os.ReadFile(s.store.log)
-	if err != nil {
-		return "", err
-	}
 	bad := regexp.MustCompile(`panicked at|^panic:|^fatal error:|"level":"(panic|fatal)"`)
-	for line := range strings.Lines(string(text)) {
-		if bad.MatchString(line) {
-			return "", errors.New(strings.TrimSpace(line))
+	lines := 0
+	for _, path := range s.store.logs() {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return "", err
+		}
+		for line := range strings.Lines(string(text)) {
+			lines++
+			if bad.MatchString(line) {
+				return "", errors.New(strings.TrimSpace(line))
+			}
 		}
 	}
-	return fmt.Sprintf("%d lines", strings.Count(string(text), "\n")), nil
+	return fmt.Sprintf("%d lines", lines), nil
 }

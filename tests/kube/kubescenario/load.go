@@ -158,7 +158,11 @@ func (s *scenario) loadPhase() bool {
 	for i, server := range servers {
 		watches = append(watches, &loadWatch{ledger: l, client: server.client, name: fmt.Sprintf("apiserver %d", i+1), seen: map[uint64]string{}})
 	}
-	ok := s.step(fmt.Sprintf("load goes on through %d kills of the store", s.kills), func() (string, error) {
+	victim := "store"
+	if s.members > 1 {
+		victim = "leader and a replacement"
+	}
+	ok := s.step(fmt.Sprintf("load goes on through %d kills of the %s", s.kills, victim), func() (string, error) {
 		return s.load(l, watches, servers)
 	})
 	if err := s.spoilAfterLoad(l); err != nil {
@@ -169,6 +173,9 @@ func (s *scenario) loadPhase() bool {
 	s.step(orderStep, func() (string, error) { return "", l.verdict() })
 	s.step(inAPIStep, func() (string, error) { return s.verifyAPI(l, servers) })
 	s.step(inStoreStep, func() (string, error) { return s.verifyStore(l) })
+	if s.members > 1 {
+		s.step(sameStep, s.membersHoldTheSame)
+	}
 	s.step("watches saw every acknowledged write once and in order", func() (string, error) {
 		var details []string
 		for _, w := range watches {
@@ -180,7 +187,7 @@ func (s *scenario) loadPhase() bool {
 		}
 		return strings.Join(details, "; "), nil
 	})
-	return ok || s.store.process.running() == nil
+	return ok || s.store.running() == nil
 }
 
 // load runs writers, a lister and a watcher for each apiserver, and the killer, and ends after the last kill and a time of peace.
@@ -261,19 +268,13 @@ func (s *scenario) killAgainAndAgain(ctx context.Context, l *ledger, servers []*
 		if err := progress(100 + random.Intn(200)); err != nil {
 			return slowest, fmt.Errorf("before kill %d: %w", round+1, err)
 		}
-		killed := time.Now()
-		end := s.store.excuse("")
-		s.store.process.kill()
-		if err := s.spoilAtKill(round); err != nil {
-			return slowest, err
+		var took time.Duration
+		if s.members == 1 {
+			took, err = s.killStore(ctx, random, round, servers)
+		} else {
+			took, err = s.killLeader(ctx, progress, round, servers)
 		}
-		time.Sleep(time.Duration(random.Intn(800)) * time.Millisecond)
-		took, err := s.store.start(ctx)
 		slowest = max(slowest, took)
-		if err == nil {
-			err = s.recovered(killed, servers...)
-		}
-		end()
 		if err != nil {
 			return slowest, fmt.Errorf("after kill %d: %w", round+1, err)
 		}
@@ -284,6 +285,21 @@ func (s *scenario) killAgainAndAgain(ctx context.Context, l *ledger, servers []*
 		}
 	}
 	return slowest, progress(300)
+}
+
+// killStore kills the only member and starts it again.
+func (s *scenario) killStore(ctx context.Context, random *rand.Rand, round int, servers []*apiserver) (took time.Duration, err error) {
+	killed := time.Now()
+	defer s.store.excuse("")()
+	s.store.kill()
+	if err := s.spoilAtKill(round); err != nil {
+		return 0, err
+	}
+	time.Sleep(time.Duration(random.Intn(800)) * time.Millisecond)
+	if took, err = s.store.start(ctx); err != nil {
+		return took, err
+	}
+	return took, s.recovered(killed, servers...)
 }
 
 // loadWriter is one client that writes objects of its own.

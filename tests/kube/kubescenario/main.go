@@ -18,6 +18,9 @@ type options struct {
 	store     string
 	apiserver string
 	seed      int64
+	members   int
+	short     bool
+	kinds     bool
 	kills     int
 	sabotage  string
 	selfCheck bool
@@ -31,6 +34,9 @@ func main() {
 	flag.StringVar(&o.store, "store", os.Getenv("KVD_BIN"), "store binary that takes etcd's flags (KVD_BIN)")
 	flag.StringVar(&o.apiserver, "apiserver", filepath.Join(filepath.Dir(self), "kube-apiserver"), "kube-apiserver binary")
 	flag.Int64Var(&o.seed, "seed", 1, "seed of the load and of the times of the kills")
+	flag.IntVar(&o.members, "members", 1, "members of the store; with more than one it is the leader that is killed, and one is replaced")
+	flag.BoolVar(&o.short, "short", false, "run only start, load and verification")
+	flag.BoolVar(&o.kinds, "kinds", false, "print the kinds of storage errors in the apiservers' logs, ours or not")
 	flag.IntVar(&o.kills, "kills", 8, "how often the store is killed under load")
 	flag.StringVar(&o.sabotage, "sabotage", "", "run only start, load and verification, and spoil it: "+sabotageNames())
 	flag.BoolVar(&o.selfCheck, "self-check", false, "run every sabotage and expect each to be found")

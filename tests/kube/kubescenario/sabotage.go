@@ -30,6 +30,9 @@ func sabotageNames() string {
 func runSelfCheck(ctx context.Context, o options) (passed, failed int) {
 	whole := &report{started: time.Now()}
 	for _, name := range slices.Sorted(maps.Keys(sabotages)) {
+		if name == "rollback" && o.members > 1 {
+			continue // what one member lost the others have
+		}
 		fmt.Printf("-- sabotage %s\n", name)
 		run := o
 		run.selfCheck, run.sabotage, run.kills = false, name, 2
@@ -109,20 +112,21 @@ func (s *scenario) spoilAtKill(round int) error {
 	if s.sabotage != "rollback" {
 		return nil
 	}
-	saved := s.store.dataDir + ".saved"
+	dataDir := s.store.members[0].dataDir
+	saved := dataDir + ".saved"
 	if round == 0 {
-		return exec.Command("cp", "-a", s.store.dataDir, saved).Run()
+		return exec.Command("cp", "-a", dataDir, saved).Run()
 	}
-	if err := os.RemoveAll(s.store.dataDir); err != nil {
+	if err := os.RemoveAll(dataDir); err != nil {
 		return err
 	}
-	return os.Rename(saved, s.store.dataDir)
+	return os.Rename(saved, dataDir)
 }
 
 // spoilOutage kills the store at a time that is not excused.
 func (s *scenario) spoilOutage(ctx context.Context, servers []*apiserver) error {
 	killed := time.Now()
-	s.store.process.kill()
+	s.store.kill()
 	if _, err := s.store.start(ctx); err != nil {
 		return err
 	}

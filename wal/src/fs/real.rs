@@ -89,6 +89,8 @@ impl File for RealFile {
         if IGNORES_FSYNC {
             return Ok(());
         }
+        #[cfg(feature = "disk-faults")]
+        super::steered::before_sync()?;
         // Never repeated after an error: the kernel may have dropped the dirty pages, and a second call would lie.
         Ok(rustix::fs::fdatasync(&self.0)?)
     }

@@ -33,7 +33,7 @@ func main() {
 // options are the flags.
 type options struct {
 	kvd, etcd, load, dir, raw string
-	rounds                    int
+	rounds, members           int
 	limit                     time.Duration
 	kvdArgs                   []string
 }
@@ -46,6 +46,7 @@ func compare(ctx context.Context) error {
 	flag.StringVar(&o.dir, "dir", "", "parent of the data folders; decides which disk is used; default the temporary folder")
 	flag.StringVar(&o.raw, "raw", "", "file to append every single result to, as JSON lines")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds; the table shows medians")
+	flag.IntVar(&o.members, "members", 1, "members of each cluster; more than one has scenarios of its own")
 	flag.DurationVar(&o.limit, "limit", time.Hour, "time limit of the whole comparison")
 	profile := flag.String("profile", "quick", "quick: 2 s a workload; full: 10 s, and memory with 1 M keys")
 	only := flag.String("only", "", "regular expression of scenario names")
@@ -69,7 +70,12 @@ func compare(ctx context.Context) error {
 			return err
 		}
 	}
-	chosen, err := choose(profiles[*profile](), *only, *skip)
+	all := profiles[*profile]()
+	if o.members > 1 {
+		all = clustered(sizes{seconds: map[string]int{"quick": 2, "full": 10}[*profile]}, map[string]int{"quick": 3, "full": 10}[*profile],
+			map[string]int{"quick": 64 * mib, "full": 1024 * mib}[*profile])
+	}
+	chosen, err := choose(all, *only, *skip)
 	if err != nil {
 		return err
 	}
@@ -78,8 +84,8 @@ func compare(ctx context.Context) error {
 	before := machine(o.dir)
 	results, err := o.runAll(ctx, chosen)
 	// What was measured before a failure is shown all the same.
-	fmt.Printf("%s; %s, load at the start %s, at the end %s; profile %s, %d rounds\n\n",
-		before.text, versions(o.kvd, o.etcd), before.load, machine(o.dir).load, *profile, o.rounds)
+	fmt.Printf("%s; %s, load at the start %s, at the end %s; profile %s, %d rounds, %d members\n\n",
+		before.text, versions(o.kvd, o.etcd), before.load, machine(o.dir).load, *profile, o.rounds, o.members)
 	writeTable(os.Stdout, chosen, results)
 	return err
 }
@@ -113,6 +119,7 @@ type result struct {
 	Report *measure.Report `json:"report,omitempty"`
 	// Restart is the time until a killed server served again.
 	Restart time.Duration `json:"restart_ns,omitempty"`
+	Figures []figure      `json:"figures,omitempty"`
 }
 
 func (o *options) runAll(ctx context.Context, chosen []scenario) ([]result, error) {
@@ -146,22 +153,25 @@ func (o *options) runScenario(ctx context.Context, s scenario, label string, rou
 	if label == "kvd" {
 		bin, extra = o.kvd, append(append([]string(nil), s.serverArgs...), o.kvdArgs...)
 	}
-	server, err := startServer(ctx, o.dir, label, bin, extra)
+	cluster, err := startCluster(ctx, o.dir, label, bin, o.members, extra)
 	if err != nil {
 		return nil, err
 	}
-	defer server.close()
+	defer cluster.close()
 	var rows []result
 	for _, step := range s.steps {
 		row := result{Row: step.row, Server: label, Round: round}
-		if step.restart {
-			server.kill()
-			row.Restart, err = server.start(ctx, step.limit)
-		} else {
-			row.Report, err = o.runLoad(ctx, server, step)
+		switch {
+		case step.restart:
+			cluster.kill()
+			row.Restart, err = cluster.members[0].start(ctx, step.limit)
+		case step.figures != nil:
+			row.Figures, err = runFigures(ctx, cluster, step)
+		default:
+			row.Report, err = o.runLoad(ctx, cluster, step)
 		}
 		if err != nil {
-			return rows, fmt.Errorf("%w; end of the server's log:\n%s", err, server.logTail())
+			return rows, fmt.Errorf("%w; end of the server's log:\n%s", err, cluster.logTail())
 		}
 		if step.row == "" {
 			continue
@@ -174,12 +184,20 @@ func (o *options) runScenario(ctx context.Context, s scenario, label string, rou
 	return rows, nil
 }
 
-func (o *options) runLoad(ctx context.Context, server *server, step step) (*measure.Report, error) {
+func runFigures(ctx context.Context, cluster *cluster, step step) ([]figure, error) {
 	ctx, cancel := context.WithTimeout(ctx, step.limit)
 	defer cancel()
-	args := append([]string{
-		"--endpoints=" + server.endpoint(), fmt.Sprintf("--server-pid=%d", server.pid()), "--write-out=json",
-	}, step.load...)
+	return step.figures(ctx, cluster)
+}
+
+func (o *options) runLoad(ctx context.Context, cluster *cluster, step step) (*measure.Report, error) {
+	ctx, cancel := context.WithTimeout(ctx, step.limit)
+	defer cancel()
+	endpoints, err := cluster.at(ctx, step.at)
+	if err != nil {
+		return nil, err
+	}
+	args := append([]string{"--endpoints=" + endpoints, "--server-pid=" + cluster.pids(), "--write-out=json"}, step.load...)
 	cmd := exec.CommandContext(ctx, o.load, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var output, errors bytes.Buffer

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"time"
 )
@@ -15,7 +16,7 @@ type scenario struct {
 	rounds int
 }
 
-// step is one run of kv-load, or a restart.
+// step is one run of kv-load, a restart, or a measurement of its own.
 type step struct {
 	// row names the step in the table; "" prepares and is not shown.
 	row string
@@ -23,6 +24,10 @@ type step struct {
 	load []string
 	// restart kills the server with SIGKILL and measures the time until it serves again, instead of load.
 	restart bool
+	// at is the member that the load goes to: "leader", "follower", or "" for all of them in turn.
+	at string
+	// figures, if set, is run instead of load.
+	figures func(context.Context, *cluster) ([]figure, error)
 	limit   time.Duration
 }
 
@@ -35,6 +40,49 @@ func quick() []scenario { return scenarios(sizes{seconds: 2}) }
 
 // full holds the goals; memory, which takes minutes, comes last.
 func full() []scenario { return append(scenarios(sizes{seconds: 10}), memory(1_000_000, 60)) }
+
+// clustered is for several members: what replication adds, and what happens when the leader or a member changes.
+func clustered(s sizes, times, joinBytes int) []scenario {
+	duration := fmt.Sprintf("--duration=%ds", s.seconds)
+	at := func(where string, step step) step {
+		step.at = where
+		return step
+	}
+	puts := func(where string, conns, clients int) step {
+		return at(where, run(fmt.Sprintf("put at the %s, %d clients", where, clients), "put", duration, fmt.Sprintf("--conns=%d", conns),
+			fmt.Sprintf("--clients=%d", clients), "--val-size=256", "--key-space-size=100000"))
+	}
+	get := func(where, consistency string) step {
+		name := map[string]string{"s": "serializable", "l": "linearizable"}[consistency]
+		return at(where, run(fmt.Sprintf("%s get at the %s, 64 clients", name, where), "range", duration, "--conns=8", "--clients=64",
+			"--consistency="+consistency, "\x02"))
+	}
+	special := func(row string, figures func(context.Context, *cluster) ([]figure, error)) step {
+		return step{row: row, figures: figures, limit: 10 * time.Minute}
+	}
+	everywhere := puts("all members in turn", 32, 256)
+	everywhere.row, everywhere.at = "put at all members in turn, 256 clients", ""
+	return []scenario{
+		{name: "put-1", steps: []step{puts("leader", 1, 1)}},
+		{name: "put-64", steps: []step{puts("leader", 8, 64)}},
+		{name: "put-256", steps: []step{puts("leader", 32, 256)}},
+		{name: "put-everywhere", steps: []step{everywhere}},
+		{name: "put-follower", steps: []step{puts("follower", 8, 64)}},
+		{name: "get", steps: []step{
+			prepare("put", "--sequential-keys", "--key-size=1", "--key-space-size=2", "--total=2", "--val-size=256"),
+			get("leader", "s"), get("leader", "l"), get("follower", "s"), get("follower", "l"),
+		}},
+		{name: "leader-killed", rounds: 1, steps: []step{
+			special(fmt.Sprintf("leader killed: until a put is acknowledged, %d times", times), leaderKilled(times)),
+		}},
+		{name: "leader-moved", rounds: 1, steps: []step{
+			special(fmt.Sprintf("MoveLeader: longest time without an acknowledged put, %d times", times), leaderMoved(times)),
+		}},
+		{name: "join", rounds: 1, serverArgs: []string{fmt.Sprintf("--quota-backend-bytes=%d", int64(8)<<30)}, steps: []step{
+			special(fmt.Sprintf("a member joins a store of %d MiB, under 300 puts/s", joinBytes/mib), memberJoins(joinBytes, 4096, 300, 10*time.Second)),
+		}},
+	}
+}
 
 func scenarios(s sizes) []scenario {
 	duration := fmt.Sprintf("--duration=%ds", s.seconds)

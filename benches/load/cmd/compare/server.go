@@ -19,62 +19,47 @@ import (
 
 // server is one process on a data folder of its own, removed by close.
 type server struct {
-	label, bin string
-	args       []string
-	dir        string
-	clientPort int
-	cmd        *exec.Cmd
-	exited     chan struct{}
+	label, name, bin     string
+	args                 []string
+	dir                  string
+	clientPort, peerPort int
+	cmd                  *exec.Cmd
+	exited               chan struct{}
 }
 
-// startServer runs bin on an empty folder below parent and waits until it answers a linearizable read.
-func startServer(ctx context.Context, parent, label, bin string, extra []string) (*server, error) {
-	s := &server{label: label, bin: bin}
+// newServer makes the folder and picks the ports; the process is yet to be started.
+func newServer(parent, label, name, bin string) (*server, error) {
+	s := &server{label: label, name: name, bin: bin}
 	var err error
 	if s.dir, err = os.MkdirTemp(parent, "compare-"+label+"-"); err != nil {
 		return nil, err
 	}
-	var peerPort int
 	if s.clientPort, err = freePort(); err == nil {
-		peerPort, err = freePort()
+		s.peerPort, err = freePort()
 	}
 	if err != nil {
-		s.close()
-		return nil, err
-	}
-	peer := fmt.Sprintf("http://127.0.0.1:%d", peerPort)
-	s.args = append([]string{
-		"--name=bench", "--data-dir=" + filepath.Join(s.dir, "data"), "--log-level=warn",
-		"--listen-client-urls=http://" + s.endpoint(), "--advertise-client-urls=http://" + s.endpoint(),
-		"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer, "--initial-cluster=bench=" + peer,
-	}, extra...)
-	if _, err := s.start(ctx, time.Minute); err != nil {
 		s.close()
 		return nil, err
 	}
 	return s, nil
 }
 
+// configure sets the command line: the members of the cluster, whether it is new or existing, and what is special.
+func (s *server) configure(initialCluster, state string, extra []string) {
+	s.args = append([]string{
+		"--name=" + s.name, "--data-dir=" + filepath.Join(s.dir, "data"), "--log-level=warn",
+		"--listen-client-urls=http://" + s.endpoint(), "--advertise-client-urls=http://" + s.endpoint(),
+		"--listen-peer-urls=" + s.peerURL(), "--initial-advertise-peer-urls=" + s.peerURL(),
+		"--initial-cluster=" + initialCluster, "--initial-cluster-state=" + state,
+	}, extra...)
+}
+
 // start runs the process on the server's folder and returns how long it took until it served.
 func (s *server) start(ctx context.Context, limit time.Duration) (time.Duration, error) {
-	log, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return 0, err
-	}
-	defer log.Close()
-	s.cmd = exec.Command(s.bin, s.args...)
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	// An interrupted comparison leaves no server behind.
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := time.Now()
-	if err := s.cmd.Start(); err != nil {
+	if err := s.launch(); err != nil {
 		return 0, err
 	}
-	s.exited = make(chan struct{})
-	go func(cmd *exec.Cmd, exited chan struct{}) {
-		_ = cmd.Wait()
-		close(exited)
-	}(s.cmd, s.exited)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := s.waitServing(ctx); err != nil {
@@ -83,6 +68,29 @@ func (s *server) start(ctx context.Context, limit time.Duration) (time.Duration,
 	return time.Since(started), nil
 }
 
+// launch runs the process on the server's folder and waits for nothing.
+func (s *server) launch() error {
+	log, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	s.cmd = exec.Command(s.bin, s.args...)
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	// An interrupted comparison leaves no server behind.
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := s.cmd.Start(); err != nil {
+		return err
+	}
+	s.exited = make(chan struct{})
+	go func(cmd *exec.Cmd, exited chan struct{}) {
+		_ = cmd.Wait()
+		close(exited)
+	}(s.cmd, s.exited)
+	return nil
+}
+
+// waitServing waits until the server answers a linearizable read.
 func (s *server) waitServing(ctx context.Context) error {
 	address := s.endpoint()
 	for {
@@ -115,6 +123,8 @@ func (s *server) waitServing(ctx context.Context) error {
 }
 
 func (s *server) endpoint() string { return fmt.Sprintf("127.0.0.1:%d", s.clientPort) }
+
+func (s *server) peerURL() string { return fmt.Sprintf("http://127.0.0.1:%d", s.peerPort) }
 
 func (s *server) pid() int { return s.cmd.Process.Pid }
 

@@ -63,6 +63,10 @@ func writeRow(w io.Writer, step step, kvd, etcd []result) {
 			median(kvd, seconds), median(etcd, seconds), strings.Repeat(" |", len(columns)-1))
 		return
 	}
+	if step.figures != nil {
+		writeFigures(w, step, kvd, etcd)
+		return
+	}
 	lines := []string{"| " + step.row + " | kvd |", "| | etcd |", "| | **ratio** |"}
 	for _, c := range columns {
 		lines[0] += fmt.Sprintf(" "+c.format+" |", median(kvd, c.value))
@@ -85,6 +89,18 @@ func writeRow(w io.Writer, step step, kvd, etcd []result) {
 			fmt.Fprintf(w, "| | %s, round %d | %d errors: %s |%s\n", r.Server, r.Round+1, count, text, strings.Repeat(" |", len(columns)-1))
 		}
 	}
+}
+
+// writeFigures shows the figures of the last round in words.
+func writeFigures(w io.Writer, step step, kvd, etcd []result) {
+	words := func(rows []result) string {
+		var all []string
+		for _, f := range rows[len(rows)-1].Figures {
+			all = append(all, fmt.Sprintf("%s %.1f", f.Name, f.Value))
+		}
+		return strings.Join(all, ", ")
+	}
+	fmt.Fprintf(w, "| %s | | kvd: %s; etcd: %s |%s\n", step.row, words(kvd), words(etcd), strings.Repeat(" |", len(columns)-1))
 }
 
 func of(results []result, row, server string) (rows []result) {

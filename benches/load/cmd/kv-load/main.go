@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -56,7 +57,17 @@ func (c *common) declare(fs *flag.FlagSet) {
 	fs.DurationVar(&c.options.Duration, "duration", c.options.Duration, "time limit of the measured part; 0 none")
 	fs.Float64Var(&c.options.Rate, "rate", c.options.Rate, "operations a second over all clients; 0 no bound")
 	fs.Int64Var(&c.options.Seed, "seed", c.options.Seed, "seed of keys, values and choices")
-	fs.IntVar(&c.options.ServerPID, "server-pid", c.options.ServerPID, "process of the server, to report its CPU time, memory and writes")
+	fs.Func("server-pid", "process of the server, to report its CPU time, memory and writes; several are separated by commas", func(list string) error {
+		c.options.ServerPIDs = nil
+		for text := range strings.SplitSeq(list, ",") {
+			pid, err := strconv.Atoi(text)
+			if err != nil {
+				return err
+			}
+			c.options.ServerPIDs = append(c.options.ServerPIDs, pid)
+		}
+		return nil
+	})
 }
 
 func run(ctx context.Context, args []string) error {

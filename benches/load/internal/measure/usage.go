@@ -28,33 +28,39 @@ type Cost struct {
 // clockTick is USER_HZ, which Linux fixes at 100 for everything in /proc.
 const clockTick = 10 * time.Millisecond
 
-// ReadUsage reads the CPU time of this process and, unless serverPID is 0, CPU time and writes of the server.
-func ReadUsage(serverPID int) (Usage, error) {
+// ReadUsage reads the CPU time of this process, and CPU time and writes of the server's processes together.
+func ReadUsage(server []int) (Usage, error) {
 	usage := Usage{at: time.Now()}
 	var self syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &self); err != nil {
 		return usage, err
 	}
 	usage.clientCPU = time.Duration(self.Utime.Nano() + self.Stime.Nano())
-	if serverPID == 0 {
-		return usage, nil
+	for _, pid := range server {
+		if err := usage.add(pid); err != nil {
+			return usage, err
+		}
 	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", serverPID))
+	return usage, nil
+}
+
+func (u *Usage) add(pid int) error {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return usage, err
+		return err
 	}
 	// The name of the program, in parentheses, may itself hold spaces.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	for _, field := range fields[11:13] {
 		ticks, err := strconv.ParseInt(field, 10, 64)
 		if err != nil {
-			return usage, err
+			return err
 		}
-		usage.serverCPU += time.Duration(ticks) * clockTick
+		u.serverCPU += time.Duration(ticks) * clockTick
 	}
-	io, err := procFields(fmt.Sprintf("/proc/%d/io", serverPID))
-	usage.written = io["write_bytes"]
-	return usage, err
+	io, err := procFields(fmt.Sprintf("/proc/%d/io", pid))
+	u.written += io["write_bytes"]
+	return err
 }
 
 // Since is the cost between an earlier usage and this one.
@@ -62,9 +68,9 @@ func (u Usage) Since(earlier Usage) Cost {
 	return Cost{u.at.Sub(earlier.at), u.clientCPU - earlier.clientCPU, u.serverCPU - earlier.serverCPU, u.written - earlier.written}
 }
 
-// Memory is the server's resident memory, in bytes.
+// Memory is the resident memory of all the server's processes together, in bytes.
 type Memory struct {
-	// PeakRSS is the kernel's high-water mark since the server started.
+	// PeakRSS is the kernel's high-water mark since the server started, the sum of its processes' marks.
 	PeakRSS uint64
 	// PeakAnon and PeakFile are the largest of the samples taken while measuring, each for itself: memory the
 	// server owns, and pages of files it maps.
@@ -73,16 +79,16 @@ type Memory struct {
 
 // MemorySampler reads a server's memory every 50 ms until it is stopped.
 type MemorySampler struct {
-	pid     int
+	pids    []int
 	stop    chan struct{}
 	stopped sync.WaitGroup
 	memory  Memory
 	err     error
 }
 
-// SampleMemory starts to sample; with pid 0 it does nothing.
-func SampleMemory(pid int) *MemorySampler {
-	s := &MemorySampler{pid: pid, stop: make(chan struct{})}
+// SampleMemory starts to sample; without processes it does nothing.
+func SampleMemory(pids []int) *MemorySampler {
+	s := &MemorySampler{pids: pids, stop: make(chan struct{})}
 	s.stopped.Go(func() {
 		ticker := time.NewTicker(50 * time.Millisecond)
 		defer ticker.Stop()
@@ -106,17 +112,23 @@ func (s *MemorySampler) Stop() (Memory, error) {
 }
 
 func (s *MemorySampler) sample() {
-	if s.pid == 0 || s.err != nil {
-		return
+	var peak, anon, file uint64
+	for _, pid := range s.pids {
+		if s.err != nil {
+			return
+		}
+		var status map[string]uint64
+		if status, s.err = procFields(fmt.Sprintf("/proc/%d/status", pid)); s.err != nil {
+			return
+		}
+		const kib = 1024
+		peak += status["VmHWM"] * kib
+		anon += status["RssAnon"] * kib
+		file += status["RssFile"] * kib
 	}
-	var status map[string]uint64
-	if status, s.err = procFields(fmt.Sprintf("/proc/%d/status", s.pid)); s.err != nil {
-		return
-	}
-	const kib = 1024
-	s.memory.PeakRSS = max(s.memory.PeakRSS, status["VmHWM"]*kib)
-	s.memory.PeakAnon = max(s.memory.PeakAnon, status["RssAnon"]*kib)
-	s.memory.PeakFile = max(s.memory.PeakFile, status["RssFile"]*kib)
+	s.memory.PeakRSS = max(s.memory.PeakRSS, peak)
+	s.memory.PeakAnon = max(s.memory.PeakAnon, anon)
+	s.memory.PeakFile = max(s.memory.PeakFile, file)
 }
 
 // procFields reads the numeric lines of a "name: number" file.

@@ -52,8 +52,8 @@ type Options struct {
 	Rate float64
 	// Seed makes two runs send the same requests.
 	Seed int64
-	// ServerPID is the server's process, 0 if unknown.
-	ServerPID int
+	// ServerPIDs are the server's processes, one a member; none if unknown.
+	ServerPIDs []int
 }
 
 // Run is one execution of a workload.
@@ -72,15 +72,15 @@ type Run struct {
 // Measured runs f between two readings of what client and server have spent.
 func (r *Run) Measured(f func() error) error {
 	r.latency, r.errors = make(map[string]*measure.Latencies), make(map[string]uint64)
-	sampler := measure.SampleMemory(r.ServerPID)
-	before, err := measure.ReadUsage(r.ServerPID)
+	sampler := measure.SampleMemory(r.ServerPIDs)
+	before, err := measure.ReadUsage(r.ServerPIDs)
 	if err != nil {
 		return err
 	}
 	failed := f()
-	after, err := measure.ReadUsage(r.ServerPID)
+	after, err := measure.ReadUsage(r.ServerPIDs)
 	memory, memoryErr := sampler.Stop()
-	if r.ServerPID != 0 {
+	if len(r.ServerPIDs) > 0 {
 		r.memory = &memory
 	}
 	r.cost = after.Since(before)

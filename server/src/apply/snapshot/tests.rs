@@ -40,7 +40,7 @@ use crate::wait::Wait;
 /// How long a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Entries that make every member purge its log: openraft purges a thousand at a time.
+/// Entries that make every member purge its log.
 const ENTRIES: usize = 2500;
 
 const LEASE: i64 = 99;
