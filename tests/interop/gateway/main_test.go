@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"reflect"
 	"regexp"
+	"sort"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,8 @@ type step struct {
 	masks []string
 	// lines is how many lines of a stream are read; 0 reads everything.
 	lines int
+	// anyOrder is for lines that a server may send in any order.
+	anyOrder bool
 	// ownBody compares whether there is a body, not what is in it.
 	ownBody bool
 }
@@ -145,6 +148,9 @@ func (s step) normal(body []byte) any {
 		decoder.UseNumber()
 		var value any
 		if err := decoder.Decode(&value); err == io.EOF {
+			if s.anyOrder {
+				sort.Slice(values, func(i, j int) bool { return fmt.Sprint(values[i]) < fmt.Sprint(values[j]) })
+			}
 			return values
 		} else if err != nil {
 			return string(body)

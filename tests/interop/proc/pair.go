@@ -105,6 +105,7 @@ type Proxy struct {
 }
 
 // StartProxy runs a subcommand of etcd or kvd, by the label, until the test ends, and returns once it accepts connections.
+// {addr} in the flags is where it listens.
 func StartProxy(t *testing.T, label, subcommand string, args ...string) *Proxy {
 	t.Helper()
 	port, err := freePort()
@@ -116,7 +117,11 @@ func StartProxy(t *testing.T, label, subcommand string, args ...string) *Proxy {
 		t.Fatal(err)
 	}
 	p := &Proxy{Addr: fmt.Sprintf("127.0.0.1:%d", port)}
-	p.cmd = exec.Command(bin, append([]string{subcommand, "start", "--listen-addr=" + p.Addr}, args...)...)
+	flags := []string{subcommand, "start", "--listen-addr=" + p.Addr}
+	for _, arg := range args {
+		flags = append(flags, strings.ReplaceAll(arg, "{addr}", p.Addr))
+	}
+	p.cmd = exec.Command(bin, flags...)
 	p.cmd.Dir = t.TempDir()
 	log, err := os.Create(filepath.Join(p.cmd.Dir, "log"))
 	if err != nil {

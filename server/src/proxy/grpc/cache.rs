@@ -131,6 +131,11 @@ impl Cache {
         });
     }
 
+    /// Drops what any write may change.
+    pub(super) fn invalidate_all(&self) {
+        self.drop_if(|entry| entry.revision <= 0);
+    }
+
     /// Drops what is older than `revision`.
     pub(super) fn compact(&self, revision: i64) {
         self.drop_if(|entry| entry.revision > 0 && entry.revision < revision);

@@ -19,6 +19,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::cache::Cache;
 use super::namespace::Namespace;
 use super::upstream::{Caller, Upstream};
 
@@ -29,6 +30,7 @@ type Renewed = Result<LeaseKeepAliveResponse, Status>;
 pub(super) struct LeaseProxy {
     upstream: Upstream,
     namespace: Namespace,
+    cache: Arc<Cache>,
     /// Renewals that were sent and not answered yet.
     under_way: Arc<Mutex<HashMap<(Caller, i64), watch::Receiver<Option<Renewed>>>>>,
 }
@@ -38,10 +40,11 @@ fn client(channel: Channel) -> LeaseClient<Channel> {
 }
 
 impl LeaseProxy {
-    pub(super) fn new(upstream: Upstream, namespace: Namespace) -> LeaseProxy {
+    pub(super) fn new(upstream: Upstream, namespace: Namespace, cache: Arc<Cache>) -> LeaseProxy {
         LeaseProxy {
             upstream,
             namespace,
+            cache,
             under_way: Arc::default(),
         }
     }
@@ -101,7 +104,10 @@ impl Lease for LeaseProxy {
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         let send = async |channel, request| client(channel).lease_revoke(request).await;
-        self.upstream.call(&metadata, request, send).await
+        let answer = self.upstream.call(&metadata, request, send).await;
+        // Which keys went with it, nobody here knows.
+        self.cache.invalidate_all();
+        answer
     }
 
     type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Renewed> + Send>>;

@@ -95,10 +95,13 @@ impl GrpcProxy {
         let services = Services {
             kv: serve!(
                 KvServer,
-                KvProxy::new(upstream.clone(), namespace.clone(), cache)
+                KvProxy::new(upstream.clone(), namespace.clone(), cache.clone())
             ),
             watch: serve!(WatchServer, WatchProxy::new(watches)),
-            lease: serve!(LeaseServer, LeaseProxy::new(upstream.clone(), namespace)),
+            lease: serve!(
+                LeaseServer,
+                LeaseProxy::new(upstream.clone(), namespace, cache)
+            ),
             cluster: serve!(ClusterServer, ClusterProxy::new(upstream.clone(), &options)),
             pages: Arc::new(Pages::new(upstream.clone(), metrics)),
             upstream: upstream.clone(),

@@ -20,7 +20,7 @@ use kv_proto::etcdserverpb::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 pub(super) use self::shared::Watches;
 use self::shared::{Key, Receiver, ReceiverId};
@@ -128,6 +128,11 @@ impl ClientStream {
         self.watches.namespace.range(&mut key, &mut range_end);
         let header = match self.now(&key, &range_end).await {
             Ok(header) => header,
+            // No refusal of this watch: the client shall open its stream again, as when a member goes away.
+            Err(status) if is_passing(&status) => {
+                let status = Status::unavailable(status.message());
+                return self.answers.send(Err(status)).await;
+            }
             Err(status) => return self.refuse(status.message()).await,
         };
         let id = match request.watch_id {
@@ -225,4 +230,12 @@ impl Drop for ClientStream {
             self.watches.remove(key, *receiver);
         }
     }
+}
+
+/// Whether a call failed for the state the cluster is in just now.
+fn is_passing(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Internal
+    )
 }
