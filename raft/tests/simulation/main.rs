@@ -26,7 +26,7 @@ use std::time::Duration;
 use settings::{Defect, Settings};
 
 /// Seeds of an ordinary run.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 60;
 /// Tests that share the seeds, so that two cores are busy.
 const PARTS: u64 = 2;
 
