@@ -47,6 +47,8 @@ pub struct Cluster {
     /// Scheme of the peer URLs.
     peer_scheme: &'static str,
     places: Vec<Place>,
+    /// How members find each other, in place of `--initial-cluster`.
+    discovery: Option<Vec<String>>,
     running: Vec<Option<Kvd>>,
     /// Last, so that the members end before their folders.
     folder: tempfile::TempDir,
@@ -68,6 +70,7 @@ impl Cluster {
         let mut cluster = Cluster {
             peer_scheme,
             places: Vec::new(),
+            discovery: None,
             running: Vec::new(),
             folder,
         };
@@ -104,6 +107,16 @@ impl Cluster {
         let place = &mut self.places[n];
         place.peer_listen_port = free_port();
         Ok(Link::open(place.peer_port, place.peer_listen_port).await?)
+    }
+
+    /// From now on members that start are given these flags in place of `--initial-cluster`.
+    pub fn discover_by(&mut self, flags: &[&str]) {
+        self.discovery = Some(flags.iter().map(ToString::to_string).collect());
+    }
+
+    /// Port that other members dial.
+    pub fn peer_port(&self, n: usize) -> u16 {
+        self.places[n].peer_port
     }
 
     /// Leaves a member that was removed out of what those that join are told.
@@ -151,10 +164,13 @@ impl Cluster {
 
     /// Starts a member with further flags.
     pub fn start_member_with(&mut self, n: usize, flags: &[&str]) {
-        let initial_cluster = self.initial_cluster();
+        let told = match &self.discovery {
+            Some(flags) => flags.clone(),
+            None => vec!["--initial-cluster".to_owned(), self.initial_cluster()],
+        };
         let place = &self.places[n];
         let mut args = vec!["--name".to_owned(), place.name.clone()];
-        args.extend(["--initial-cluster".to_owned(), initial_cluster]);
+        args.extend(told);
         args.extend(place.flags.iter().cloned());
         args.extend(flags.iter().map(ToString::to_string));
         let options = KvdOptions {

@@ -1,6 +1,7 @@
 //! Runs real members for tests: processes on loopback addresses with folders of their own.
 
 pub mod cluster;
+pub mod dns;
 pub mod link;
 pub mod process;
 pub mod torture;
