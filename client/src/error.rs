@@ -21,6 +21,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The domain name system does not say where something is.
+    #[error("dns lookup of {name}: {reason}")]
+    Dns {
+        /// What was asked for.
+        name: String,
+        /// What came back.
+        reason: String,
+    },
     /// A certificate or key file cannot be used.
     #[error("open {}: {reason}", path.display())]
     Tls {

@@ -32,6 +32,7 @@ mod kv;
 mod lease;
 mod maintenance;
 mod retry;
+pub mod srv;
 mod tls;
 mod txn;
 mod watch;

@@ -131,10 +131,10 @@ pub(crate) struct Global {
     /// The user's password; --user is then the name alone
     #[arg(long, global = true, hide = true, default_value = "")]
     pub(crate) password: String,
-    /// The domain whose SRV records name the endpoints (not supported yet)
+    /// The domain whose SRV records name the endpoints
     #[arg(long, short = 'd', global = true, hide = true, default_value = "")]
     pub(crate) discovery_srv: String,
-    /// A suffix of the SRV service name (not supported yet)
+    /// A suffix of the SRV service name
     #[arg(long, global = true, hide = true, default_value = "")]
     pub(crate) discovery_srv_name: String,
 }

@@ -41,7 +41,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Options => return write_out(cli::options_text().as_bytes()),
         _ => {}
     }
-    let session = Session::new(cli.global)?;
+    let session = Session::new(cli.global).await?;
     if session.global().debug {
         eprintln!("{:#?}", session.global().redacted());
     }

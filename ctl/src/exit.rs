@@ -100,6 +100,7 @@ pub(crate) fn describe(error: &kv_client::Error) -> String {
         Error::NoEndpoints | Error::BadEndpoint { .. } => {
             "set --endpoints to host:port[,host:port...]"
         }
+        Error::Dns { .. } => "check --discovery-srv and --discovery-srv-name, or give --endpoints",
         Error::Timeout { .. } => {
             "check that --endpoints names running members, or raise --command-timeout"
         }

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use kv_client::srv::{Resolver, client_endpoints};
 use kv_client::{Client, Config, Credentials, Tls};
 
 use crate::{
@@ -19,9 +20,13 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Checks the options that need no server. Errors: an unknown output form.
-    pub(crate) fn new(global: Global) -> Result<Session> {
+    /// Checks the options that need no server, and takes the endpoints that `--discovery-srv` names in place of
+    /// `--endpoints`. Errors: an unknown output form, a domain that names none.
+    pub(crate) async fn new(mut global: Global) -> Result<Session> {
         let form = global.form()?;
+        if !global.discovery_srv.is_empty() {
+            global.endpoints = discovered(&global).await?;
+        }
         Ok(Session { global, form })
     }
 
@@ -60,10 +65,6 @@ impl Session {
 
     fn config(&self) -> Result<Config> {
         let global = &self.global;
-        if !global.discovery_srv.is_empty() {
-            let message = "--discovery-srv is not supported yet; name the members with --endpoints";
-            return Err(Failure::new(Exit::BadFeature, message));
-        }
         let mut endpoints: Vec<String> = global
             .endpoints
             .iter()
@@ -164,4 +165,23 @@ async fn connect(config: Config) -> Result<Client> {
         };
         Failure::new(exit, exit::describe(&error))
     })
+}
+
+/// The endpoints that the SRV records of `--discovery-srv` name; those without TLS only if `--insecure-discovery` allows it.
+async fn discovered(global: &Global) -> Result<Vec<String>> {
+    let failed = |error: kv_client::Error| Failure::bad_args(exit::describe(&error));
+    let resolver = Resolver::new(None).map_err(failed)?;
+    let (domain, suffix) = (&global.discovery_srv, &global.discovery_srv_name);
+    let mut found = client_endpoints(&resolver, domain, suffix)
+        .await
+        .map_err(failed)?;
+    if !global.insecure_discovery {
+        found.retain(|endpoint| endpoint.starts_with("https://"));
+    }
+    if found.is_empty() {
+        return Err(Failure::bad_args(format!(
+            "the SRV records of {domain} name no endpoint with TLS; allow others with --insecure-discovery"
+        )));
+    }
+    Ok(found)
 }

@@ -11,7 +11,7 @@ use crate::cluster::{self, Member};
 use crate::config::{ClusterState, Config, Url};
 use crate::data_dir::{DataDir, Meta};
 use crate::peer::{Connector, RemoteCluster, fetch_cluster};
-use crate::{apply, build};
+use crate::{apply, build, discovery};
 
 /// Formats this build writes, recorded in the folder's meta file.
 const WAL_FORMAT: u32 = 1;
@@ -136,6 +136,7 @@ fn identity(meta: &Meta) -> kv_wal::Identity {
 
 /// Cluster id, member id and first step of a member without a log.
 async fn begin(config: &Config, connector: &Connector) -> Result<(u64, u64, Beginning)> {
+    let config = &*discovery::resolved(config).await?;
     let named = named_members(config)?;
     check_advertised(own(config, &named)?, &config.initial_advertise_peer_urls).await?;
     match config.initial_cluster_state {

@@ -16,6 +16,7 @@ mod compactor;
 pub mod config;
 mod corruption;
 pub mod data_dir;
+mod discovery;
 mod disk_space;
 mod downgrade;
 mod error;

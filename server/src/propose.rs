@@ -107,9 +107,10 @@ impl Proposer {
             match timeout_at(deadline, waiter.result()).await {
                 // Certainly in no log: the only refusal that may be proposed again.
                 Ok(Err(Error::NoLeader)) => {
+                    // Never in any log, which etcd tells by this code.
                     timeout_at(deadline, self.leader_known())
                         .await
-                        .map_err(|_| Error::Timeout)?;
+                        .map_err(|_| Error::DeadlineExceeded)?;
                 }
                 Ok(outcome) => return outcome,
                 Err(_) => {

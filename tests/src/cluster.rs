@@ -52,6 +52,8 @@ pub struct Cluster {
     /// Scheme of the peer URLs.
     peer_scheme: &'static str,
     places: Vec<Place>,
+    /// How members find each other, in place of `--initial-cluster`.
+    discovery: Option<Vec<String>>,
     running: Vec<Option<Kvd>>,
     mesh: Option<Mesh>,
     /// Last, so that the members end before their folders.
@@ -74,6 +76,7 @@ impl Cluster {
         let mut cluster = Cluster {
             peer_scheme,
             places: Vec::new(),
+            discovery: None,
             running: Vec::new(),
             mesh: None,
             folder,
@@ -162,6 +165,16 @@ impl Cluster {
         self.folder.path()
     }
 
+    /// From now on members that start are given these flags in place of `--initial-cluster`.
+    pub fn discover_by(&mut self, flags: &[&str]) {
+        self.discovery = Some(flags.iter().map(ToString::to_string).collect());
+    }
+
+    /// Port that other members dial.
+    pub fn peer_port(&self, n: usize) -> u16 {
+        self.places[n].peer_port
+    }
+
     /// Leaves a member that was removed out of what those that join are told.
     pub fn forget(&mut self, n: usize) {
         self.places[n].is_listed = false;
@@ -208,10 +221,13 @@ impl Cluster {
 
     /// Starts a member with further flags.
     pub fn start_member_with(&mut self, n: usize, flags: &[&str]) {
-        let initial_cluster = self.initial_cluster();
+        let told = match &self.discovery {
+            Some(flags) => flags.clone(),
+            None => vec!["--initial-cluster".to_owned(), self.initial_cluster()],
+        };
         let place = &self.places[n];
         let mut args = vec!["--name".to_owned(), place.name.clone()];
-        args.extend(["--initial-cluster".to_owned(), initial_cluster]);
+        args.extend(told);
         args.extend(place.flags.iter().cloned());
         args.extend(flags.iter().map(ToString::to_string));
         let options = KvdOptions {

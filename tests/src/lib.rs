@@ -2,6 +2,7 @@
 //! histories that are checked.
 
 pub mod cluster;
+pub mod dns;
 pub mod events;
 pub mod faults;
 pub mod history;

@@ -178,7 +178,8 @@ fn spawn(data_dir: &Path, client_port: u16, peer_port: u16, options: &KvdOptions
     let client = format!("http://{host}:{client_port}");
     let peer = format!("{}://{host}:{peer_port}", options.peer_scheme);
     // Ids follow from what is advertised: a member alone keeps its own whatever port was free.
-    let is_alone = !options.args.iter().any(|arg| arg == "--initial-cluster");
+    let is_told = |arg: &String| arg == "--initial-cluster" || arg.starts_with("--discovery-");
+    let is_alone = !options.args.iter().any(is_told);
     let advertised = match options.advertised_peer_port {
         Some(port) => format!("{}://{host}:{port}", options.peer_scheme),
         None if is_alone => ALONE_PEER_URL.to_owned(),

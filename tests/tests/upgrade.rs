@@ -264,3 +264,38 @@ async fn cluster_without_all_its_members_has_no_version_yet() -> Result<()> {
     cluster.start_member(2);
     version_becomes(&cluster, "3.7.0").await
 }
+
+/// The engine of such a member has nothing that is not in its log as well.
+const NO_COMMITS: [&str; 2] = [
+    "--backend-batch-interval=1h",
+    "--backend-batch-limit=1000000",
+];
+
+#[tokio::test]
+async fn member_of_the_release_before_stops_at_an_entry_of_the_next_and_names_what_it_needs()
+-> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let log = folder.path().join("log");
+    let mut cluster = Cluster::start(0, &[]);
+    let n = cluster.add_place(&NO_COMMITS);
+    cluster.set_program(n, NEXT);
+    cluster.start_member(n);
+    version_becomes(&cluster, "3.8.0").await?;
+    cluster.put(n, LATER_KEY, "1").await?;
+    cluster.kill(n);
+
+    cluster.set_program(n, None);
+    let outputs = log.to_str().context("the path is text")?;
+    cluster.start_member_with(n, &["--log-outputs", outputs]);
+    assert!(!cluster.ended(n).await?.success());
+    let said = std::fs::read_to_string(&log)?;
+    assert!(said.contains("start a build that supports 3.8.0"), "{said}");
+
+    cluster.set_program(n, NEXT);
+    cluster.start_member(n);
+    assert_eq!(
+        cluster.get(n, LATER_KEY, false).await?.as_deref(),
+        Some("1")
+    );
+    Ok(())
+}

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::url::{Url, parse_urls};
 use super::{
-    AutoCompactionMode, ClusterState, Config, FeatureGates, LogFormat, LogLevel, MetricsLevel,
-    StorageEngine, TlsFiles, TlsVersion, value,
+    AutoCompactionMode, ClusterState, Config, Discovery, FeatureGates, LogFormat, LogLevel,
+    MetricsLevel, StorageEngine, TlsFiles, TlsVersion, value,
 };
 
 /// One setting.
@@ -89,7 +89,6 @@ enum Form {
     Duration,
     Text,
     Path,
-    List,
     Words(&'static [&'static str]),
 }
 
@@ -125,7 +124,7 @@ impl Flag {
             Target::Text(_) | Target::Checked(Form::Text) => "string",
             Target::Path(_) | Target::OptionalPath(_) | Target::Checked(Form::Path) => "path",
             Target::Urls(_) => "urls",
-            Target::List(_) | Target::Checked(Form::List) => "list",
+            Target::List(_) => "list",
             Target::Checked(Form::Words(_)) => "choice",
             Target::Parsed(kind, _) => kind,
         }
@@ -217,7 +216,7 @@ impl Form {
             Form::Uint => value::parse_u64(text).map(drop),
             Form::Int => value::parse_i64(text).map(drop),
             Form::Duration => value::parse_duration(text).map(drop),
-            Form::Text | Form::Path | Form::List => Ok(()),
+            Form::Text | Form::Path => Ok(()),
             Form::Words(words) if words.contains(&text) => Ok(()),
             Form::Words(words) => Err(format!("expected one of {}", words.join(", "))),
         }
@@ -234,7 +233,7 @@ fn split_list(text: &str) -> Vec<String> {
 }
 
 /// Reads `name=url,name=url`.
-fn parse_initial_cluster(text: &str) -> Result<Vec<(String, Url)>, String> {
+pub(crate) fn parse_initial_cluster(text: &str) -> Result<Vec<(String, Url)>, String> {
     let mut members = Vec::new();
     for part in split_list(text) {
         let Some((name, url)) = part.split_once('=') else {
@@ -248,8 +247,7 @@ fn parse_initial_cluster(text: &str) -> Result<Vec<(String, Url)>, String> {
 const OWN_DEADLINES: &str = "deadlines between members follow --election-timeout";
 const NO_ADDRESS_CHECK: &str = "addresses in the certificates of those who connect are not checked";
 const DOWNGRADES_ARE_WATCHED: &str = "the leader looks at each member's version every 4 s";
-const NO_DISCOVERY: &str =
-    "discovery is not available in this version; list the members with --initial-cluster";
+const NO_FALLBACK: &str = "a member that finds no cluster stops";
 const NO_TRACING: &str = "spans are not exported in this version";
 const OTHER_ENGINE: &str = "it tunes bbolt, which is not used here";
 
@@ -320,22 +318,36 @@ pub static FLAGS: &[Flag] = &[
     .section(Section::Clustering),
     Flag::new("initial-cluster-token", "etcd-cluster", Target::Text(|c| &mut c.initial_cluster_token), "Salt of the ids of a new cluster.").section(Section::Clustering),
     Flag::new("advertise-client-urls", "http://localhost:2379", Target::Urls(|c| &mut c.advertise_client_urls), "Client URLs in the member list.").section(Section::Clustering),
-    Flag::new("discovery-token", "", Target::Checked(Form::Text), "Token of the cluster to discover.").yaml("discovery-config.token").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-endpoints", "", Target::Checked(Form::List), "Endpoints of the discovery service.").yaml("discovery-config.client.endpoints").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-dial-timeout", "2s", Target::Checked(Form::Duration), "Discovery: dial timeout.").yaml("discovery-config.client.dial-timeout").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-request-timeout", "5s", Target::Checked(Form::Duration), "Discovery: request timeout.").yaml("discovery-config.client.request-timeout").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-keepalive-time", "2s", Target::Checked(Form::Duration), "Discovery: time between pings.").yaml("discovery-config.client.keepalive-time").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-keepalive-timeout", "6s", Target::Checked(Form::Duration), "Discovery: wait for a ping's answer.").yaml("discovery-config.client.keepalive-timeout").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-insecure-transport", "true", Target::Checked(Form::Bool), "Discovery: no TLS.").yaml("discovery-config.client.secure.insecure-transport").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-insecure-skip-tls-verify", "false", Target::Checked(Form::Bool), "Discovery: trust any certificate.").yaml("discovery-config.client.secure.insecure-skip-tls-verify").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-cert", "", Target::Checked(Form::Path), "Discovery: client certificate.").yaml("discovery-config.client.secure.cert").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-key", "", Target::Checked(Form::Path), "Discovery: client key.").yaml("discovery-config.client.secure.key").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-cacert", "", Target::Checked(Form::Path), "Discovery: authorities.").yaml("discovery-config.client.secure.cacert").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-user", "", Target::Checked(Form::Text), "Discovery: user, or user:password.").yaml("discovery-config.client.auth.username").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-password", "", Target::Checked(Form::Text), "Discovery: password.").yaml("discovery-config.client.auth.password").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-fallback", "exit", Target::Checked(Form::Words(&["exit", "proxy"])), "What to do when discovery fails.").not_in_file().section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-srv", "", Target::Checked(Form::Text), "DNS domain that lists the members.").section(Section::Clustering).accepted(NO_DISCOVERY),
-    Flag::new("discovery-srv-name", "", Target::Checked(Form::Text), "Suffix of the DNS service name.").section(Section::Clustering).accepted(NO_DISCOVERY),
+    Flag::new("discovery-token", "", Target::Text(|c| &mut c.discovery.token), "Token of the cluster to discover.").yaml("discovery-config.token").section(Section::Clustering),
+    Flag::new("discovery-endpoints", "", Target::List(|c| &mut c.discovery.endpoints), "Endpoints of the discovery service.").yaml("discovery-config.client.endpoints").section(Section::Clustering),
+    Flag::new("discovery-dial-timeout", "2s", Target::Duration(|c| &mut c.discovery.dial_timeout), "Discovery: dial timeout.").yaml("discovery-config.client.dial-timeout").section(Section::Clustering),
+    Flag::new("discovery-request-timeout", "5s", Target::Duration(|c| &mut c.discovery.request_timeout), "Discovery: request timeout.").yaml("discovery-config.client.request-timeout").section(Section::Clustering),
+    Flag::new("discovery-keepalive-time", "2s", Target::Duration(|c| &mut c.discovery.keepalive_time), "Discovery: time between pings.").yaml("discovery-config.client.keepalive-time").section(Section::Clustering),
+    Flag::new("discovery-keepalive-timeout", "6s", Target::Duration(|c| &mut c.discovery.keepalive_timeout), "Discovery: wait for a ping's answer.").yaml("discovery-config.client.keepalive-timeout").section(Section::Clustering),
+    Flag::new("discovery-insecure-transport", "true", Target::Bool(|c| &mut c.discovery.insecure_transport), "Discovery: no TLS.").yaml("discovery-config.client.secure.insecure-transport").section(Section::Clustering),
+    Flag::new("discovery-insecure-skip-tls-verify", "false", Target::Bool(|c| &mut c.discovery.insecure_skip_tls_verify), "Discovery: trust any certificate.").yaml("discovery-config.client.secure.insecure-skip-tls-verify").section(Section::Clustering),
+    Flag::new("discovery-cert", "", Target::OptionalPath(|c| &mut c.discovery.cert), "Discovery: client certificate.").yaml("discovery-config.client.secure.cert").section(Section::Clustering),
+    Flag::new("discovery-key", "", Target::OptionalPath(|c| &mut c.discovery.key), "Discovery: client key.").yaml("discovery-config.client.secure.key").section(Section::Clustering),
+    Flag::new("discovery-cacert", "", Target::OptionalPath(|c| &mut c.discovery.cacert), "Discovery: authorities.").yaml("discovery-config.client.secure.cacert").section(Section::Clustering),
+    Flag::new("discovery-user", "", Target::Text(|c| &mut c.discovery.user), "Discovery: user, or user:password.").yaml("discovery-config.client.auth.username").section(Section::Clustering),
+    Flag::new("discovery-password", "", Target::Text(|c| &mut c.discovery.password), "Discovery: password.").yaml("discovery-config.client.auth.password").section(Section::Clustering),
+    Flag::new("discovery-fallback", "exit", Target::Parsed("choice", |_, text| match text {
+        "exit" => Ok(()),
+        "proxy" => Err("v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\"".to_owned()),
+        _ => Err("expected exit".to_owned()),
+    }), "What to do when discovery fails.").not_in_file().section(Section::Clustering).accepted(NO_FALLBACK),
+    Flag::new("discovery-srv", "", Target::Text(|c| &mut c.discovery_srv), "DNS domain that lists the members.").section(Section::Clustering),
+    Flag::new("discovery-srv-name", "", Target::Text(|c| &mut c.discovery_srv_name), "Suffix of the DNS service name.").section(Section::Clustering),
+    Flag::new(
+        "discovery-dns-server",
+        "",
+        Target::Parsed("ip:port", |c, text| {
+            c.dns_server = if text.is_empty() { None } else { Some(text.parse().map_err(|_| "expected ip:port".to_owned())?) };
+            Ok(())
+        }),
+        "Server that is asked for SRV records. Empty: those of /etc/resolv.conf. (kvd)",
+    )
+    .section(Section::Clustering),
     Flag::new("strict-reconfig-check", "true", Target::Bool(|c| &mut c.strict_reconfig_check), "Refuse membership changes that lose the quorum.").section(Section::Clustering),
     Flag::new("pre-vote", "true", Target::Bool(|c| &mut c.pre_vote), "Ask before an election whether it could be won.").section(Section::Clustering).accepted("a single voter holds no elections"),
     Flag::new("v2-deprecation", "write-only", Target::Checked(Form::Words(&["write-only", "write-only-skip-check", "write-only-drop-data", "gone"])), "Phase of the end of the v2 store.").section(Section::Clustering).deprecated(),
@@ -530,6 +542,10 @@ pub(super) fn defaults() -> Config {
         initial_cluster: Vec::new(),
         initial_cluster_state: ClusterState::New,
         initial_cluster_token: String::new(),
+        discovery: Discovery::default(),
+        discovery_srv: String::new(),
+        discovery_srv_name: String::new(),
+        dns_server: None,
         force_new_cluster: false,
         socket_reuse_port: false,
         socket_reuse_address: false,

@@ -22,12 +22,14 @@ mod validate;
 mod value;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use thiserror::Error;
 
+pub(crate) use self::flags::parse_initial_cluster;
 pub use self::flags::{FLAGS, Flag};
 pub use self::gates::{FeatureGates, Gate, Stage};
 pub use self::help::{help_text, version_text};
@@ -143,6 +145,14 @@ pub struct Config {
     pub initial_cluster_state: ClusterState,
     /// `--initial-cluster-token`: salt of the ids of a new cluster. Default `etcd-cluster`.
     pub initial_cluster_token: String,
+    /// `--discovery-*`: the registry in which the first members find each other.
+    pub discovery: Discovery,
+    /// `--discovery-srv`: domain whose SRV records name the first members. Default none.
+    pub discovery_srv: String,
+    /// `--discovery-srv-name`: what is added, behind a dash, to the name of the service. Default nothing.
+    pub discovery_srv_name: String,
+    /// `--discovery-dns-server`: who is asked for them. Default: the servers of `/etc/resolv.conf`.
+    pub dns_server: Option<SocketAddr>,
     /// `--force-new-cluster`: start the stored data as a cluster of this member alone. Default false.
     pub force_new_cluster: bool,
     /// `--socket-reuse-port`: SO_REUSEPORT on listeners. Default false.
@@ -187,6 +197,46 @@ pub struct Config {
 
     /// Flags that were given, by name. Defaults of some fields depend on it.
     pub given: BTreeSet<&'static str>,
+}
+
+/// Where the first members of a cluster find each other, if not by `--initial-cluster`.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Discovery {
+    /// `--discovery-endpoints`: endpoints of the registry; none: it is not used.
+    pub endpoints: Vec<String>,
+    /// `--discovery-token`: names the cluster there, and salts its ids.
+    pub token: String,
+    /// `--discovery-dial-timeout`, default 2 s.
+    pub dial_timeout: Duration,
+    /// `--discovery-request-timeout`, default 5 s.
+    pub request_timeout: Duration,
+    /// `--discovery-keepalive-time`, default 2 s.
+    pub keepalive_time: Duration,
+    /// `--discovery-keepalive-timeout`, default 6 s.
+    pub keepalive_timeout: Duration,
+    /// `--discovery-insecure-transport`, default true: plain text to endpoints without a scheme.
+    pub insecure_transport: bool,
+    /// `--discovery-insecure-skip-tls-verify`: the registry may be anyone.
+    pub insecure_skip_tls_verify: bool,
+    /// `--discovery-cert`: certificate of this member there.
+    pub cert: Option<PathBuf>,
+    /// `--discovery-key`: its key.
+    pub key: Option<PathBuf>,
+    /// `--discovery-cacert`: authorities of the registry's certificate. Default: the system's.
+    pub cacert: Option<PathBuf>,
+    /// `--discovery-user`: user, or user:password.
+    pub user: String,
+    /// `--discovery-password`.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Discovery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Never a token, user or password.
+        f.debug_struct("Discovery")
+            .field("endpoints", &self.endpoints)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Certificate files of one side, all optional. Relative paths are relative to the working directory.

@@ -9,7 +9,12 @@ use super::*;
 const ETCD_FLAGS: &str = include_str!("../../tests/fixtures/etcd-flags.json");
 
 /// Flags of our own, which etcd does not have.
-const OWN_FLAGS: &[&str] = &["storage-engine", "memory-budget", "quota-auto-disarm"];
+const OWN_FLAGS: &[&str] = &[
+    "storage-engine",
+    "memory-budget",
+    "quota-auto-disarm",
+    "discovery-dns-server",
+];
 
 fn try_load(args: &[&str], variables: &[(&str, &str)]) -> Result<Invocation, Error> {
     load(
@@ -441,6 +446,8 @@ fn contradictions_are_refused_with_the_flag_and_the_fix() {
         &["--feature-gates=LeaseCheckpointPersist=true"],
         "requires enabling feature gate LeaseCheckpoint",
     );
+    check(&["--discovery-endpoints=http://a:1"], "--discovery-token");
+    check(&["--discovery-token=t"], "--discovery-endpoints");
     check(
         &["--initial-cluster=a=http://a:1", "--discovery-srv=x"],
         "multiple discovery or bootstrap flags",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::gates::Gate;
 use super::notice::Notice;
 use super::url::Url;
-use super::{Config, Error, TlsFiles, TlsVersion};
+use super::{Config, Discovery, Error, TlsFiles, TlsVersion};
 use crate::auth::TokenKind;
 
 /// Longest election timeout: a cluster that waits longer is as good as down.
@@ -115,6 +115,15 @@ impl Config {
                  \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"",
                 given.join(", --")
             ));
+        }
+        let Discovery {
+            endpoints, token, ..
+        } = &self.discovery;
+        if endpoints.is_empty() != token.is_empty() {
+            return conflict(
+                "--discovery-endpoints and --discovery-token belong together: the token names the new cluster at the endpoints; \
+                 give both or neither",
+            );
         }
         if self.name.is_empty() {
             return conflict("--name must not be empty; its default is default");

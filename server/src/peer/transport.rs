@@ -280,6 +280,28 @@ impl PeerTransport for Transport {
     }
 }
 
+impl Activity {
+    /// Notes an answer; whether it is the first one.
+    fn answered(&mut self, now: Instant) -> bool {
+        self.heard = Some(now);
+        let is_first = self.since.is_none();
+        self.since.get_or_insert(now);
+        is_first
+    }
+
+    /// Notes a failed call; since when the member had answered if it is lost with it.
+    ///
+    /// One answer that is late is no loss: a member is lost when its connection is, or when it has been silent.
+    fn failed(&mut self, error: &PeerError, now: Instant, patience: Duration) -> Option<Instant> {
+        let is_late = matches!(error, PeerError::Timeout);
+        let silence = self.heard.map(|heard| now.saturating_duration_since(heard));
+        if is_late && silence.is_some_and(|silence| silence < patience) {
+            return None;
+        }
+        self.since.take()
+    }
+}
+
 impl Peer {
     fn client(&self, lane: Lane) -> PeerClient<Channel> {
         match lane {
@@ -395,11 +417,7 @@ impl Parts {
             return Err(PeerError::Unreachable(refusal.to_string()));
         }
         let network = &self.metrics.network;
-        let mut active = peer.active.lock();
-        let now = Instant::now();
-        active.heard = Some(now);
-        if active.since.is_none() {
-            active.since = Some(now);
+        if peer.active.lock().answered(Instant::now()) {
             network
                 .active_peers
                 .with_label_values(&[&self.local, &peer.name])
@@ -469,17 +487,8 @@ impl Parts {
         }
         let labels: &[&str] = &[&self.local, &peer.name];
         let error = peer_error(status);
-        let was_active = {
-            let mut active = peer.active.lock();
-            // One answer that is late is no loss: a member is lost when its connection is, or when it has been silent.
-            let is_late = matches!(error, PeerError::Timeout);
-            let heard = active.heard.filter(|_| is_late);
-            if heard.is_some_and(|heard| heard.elapsed() < self.election_timeout * SILENT_ELECTIONS)
-            {
-                return error;
-            }
-            active.since.take()
-        };
+        let patience = self.election_timeout * SILENT_ELECTIONS;
+        let was_active = peer.active.lock().failed(&error, Instant::now(), patience);
         if let Some(since) = was_active {
             network.active_peers.with_label_values(labels).set(0);
             network.disconnected_peers.with_label_values(labels).inc();
@@ -604,4 +613,38 @@ fn scopeguard(end: impl FnOnce()) -> impl Drop {
         }
     }
     Guard(Some(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn member_is_lost_with_its_connection_or_by_silence_and_not_by_a_late_answer() {
+        let patience = Duration::from_secs(2);
+        let begun = Instant::now();
+        let after = |millis| begun + Duration::from_millis(millis);
+        let broken = PeerError::Unreachable("the connection is gone".into());
+        let mut activity = Activity::default();
+        assert!(activity.answered(begun));
+        assert!(!activity.answered(after(100)));
+
+        assert_eq!(
+            activity.failed(&PeerError::Timeout, after(1100), patience),
+            None
+        );
+        assert_eq!(activity.since, Some(begun), "a late answer changes nothing");
+        let lost = activity.failed(&PeerError::Timeout, after(2200), patience);
+        assert_eq!(lost, Some(begun), "it was silent for too long");
+        assert_eq!(activity.since, None);
+
+        assert!(activity.answered(after(3000)));
+        let lost = activity.failed(&broken, after(3001), patience);
+        assert_eq!(lost, Some(after(3000)));
+        assert_eq!(
+            activity.failed(&broken, after(3002), patience),
+            None,
+            "it is lost once"
+        );
+    }
 }
