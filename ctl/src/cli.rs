@@ -17,6 +17,7 @@ use clap::{
 use crate::{
     command::{
         alarm::AlarmCommand,
+        auth::AuthCommand,
         cert::CertCommand,
         compaction::CompactionArgs,
         completion::CompletionArgs,
@@ -27,8 +28,10 @@ use crate::{
         lease::LeaseCommand,
         member::{MemberCommand, MoveLeaderArgs},
         put::PutArgs,
+        role::RoleCommand,
         snapshot::SnapshotCommand,
         txn::TxnArgs,
+        user::UserCommand,
         version::VersionArgs,
         watch::WatchArgs,
     },
@@ -199,6 +202,15 @@ pub(crate) enum Command {
     Alarm(AlarmCommand),
     /// Defragments the storage of the members at the given endpoints
     Defrag(DefragArgs),
+    /// Enable or disable authentication
+    #[command(subcommand)]
+    Auth(AuthCommand),
+    /// User related commands
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Role related commands
+    #[command(subcommand)]
+    Role(RoleCommand),
     /// Saves, examines and restores backups
     #[command(subcommand)]
     Snapshot(SnapshotCommand),

@@ -1,6 +1,7 @@
 //! The verbs: each file owns one verb's flags, the request it becomes, and what happens to the answer.
 
 pub(crate) mod alarm;
+pub(crate) mod auth;
 pub(crate) mod cert;
 pub(crate) mod compaction;
 pub(crate) mod completion;
@@ -11,9 +12,11 @@ pub(crate) mod get;
 pub(crate) mod lease;
 pub(crate) mod member;
 pub(crate) mod put;
+pub(crate) mod role;
 pub(crate) mod snapshot;
 mod stdin;
 pub(crate) mod txn;
+pub(crate) mod user;
 pub(crate) mod version;
 pub(crate) mod watch;
 
@@ -55,6 +58,9 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Endpoint(args) => endpoint::run(&session, args).await,
         Command::Alarm(command) => alarm::run(&session, command).await,
         Command::Defrag(args) => defrag::run(&session, args).await,
+        Command::Auth(command) => auth::run(&session, command).await,
+        Command::User(command) => user::run(&session, command).await,
+        Command::Role(command) => role::run(&session, command).await,
         Command::Snapshot(command) => snapshot::run(&session, command).await,
         Command::Cert(_) | Command::Version(_) | Command::Completion(_) | Command::Options => {
             Ok(())

@@ -3,6 +3,7 @@
 //! Every form is byte for byte etcdctl 3.7's; each has a file of its own. A form that does not exist for
 //! an answer is refused after the call was made, as etcdctl does.
 
+mod auth;
 mod fields;
 mod json;
 mod protobuf;
@@ -17,6 +18,7 @@ use kv_proto::etcdserverpb::{
     MoveLeaderResponse, PutResponse, RangeResponse, StatusResponse, TxnResponse, WatchResponse,
 };
 
+pub(crate) use self::auth::{AuthAnswer, range};
 use crate::exit::{Exit, Failure, Result};
 
 /// Anything a command can print.
@@ -90,6 +92,8 @@ pub(crate) enum Answer<'a> {
     SnapshotStatus(&'a EtcdFileStatus),
     /// `alarm list` and `alarm disarm`.
     Alarms(&'a AlarmResponse),
+    /// `auth`, `user` and `role`.
+    Auth(AuthAnswer<'a>),
 }
 
 /// How one endpoint fares.

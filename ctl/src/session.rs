@@ -1,11 +1,12 @@
 //! What every command is given: its options, its printer, and clients made from them.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use kv_client::{Client, Config, Credentials, Tls};
 
 use crate::{
     cli::Global,
+    command::user,
     exit::{self, Exit, Failure, Result},
     printer::{Answer, Form, Printed},
 };
@@ -118,12 +119,10 @@ impl Session {
         if global.user.is_empty() {
             return Ok(None);
         }
+        let mut asked = None;
         let (user, password) = match (global.password.as_str(), global.user.split_once(':')) {
             ("", Some((user, password))) => (user, password),
-            ("", None) => {
-                let message = "the password is missing: give --user=name:password or --password";
-                return Err(Failure::bad_args(message));
-            }
+            ("", None) => (global.user.as_str(), asked.insert(ask_password()?).as_str()),
             (password, _) => (global.user.as_str(), password),
         };
         Ok(Some(Credentials::Password {
@@ -146,6 +145,15 @@ pub(crate) fn write_out(bytes: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes)?;
     Ok(stdout.flush()?)
+}
+
+/// The password of `--user`, typed on a terminal.
+fn ask_password() -> Result<String> {
+    if !io::stdin().is_terminal() {
+        let message = "the password is missing: give --user=name:password or --password";
+        return Err(Failure::bad_args(message));
+    }
+    user::ask("Password: ")
 }
 
 async fn connect(config: Config) -> Result<Client> {

@@ -1,9 +1,14 @@
 //! What one log entry carries: a fixed header and the body, an API message.
 //!
 //! ```text
-//! 0          2             4       8            16               24
-//! | kind u16 | version u16 | 0 u32 | origin u64 | request id u64 | body: protobuf of the kind ...   (little endian)
+//! 0          2             4            8            16               24
+//! | kind u16 | version u16 | caller u32 | origin u64 | request id u64 | caller | body: protobuf of the kind ...
+//!
+//! caller     0 1, a user | 1 auth revision u64 | 9 name       absent when the field of its length is 0
+//!            0 2, the proposing member itself                 (all little endian)
 //! ```
+//! Apply decides by the caller what is permitted, so one that cannot be read stops the member.
+//!
 //! Origin is the id of the proposing member; the request id is unique to it and to its process start. That
 //! member's own apply loop answers the waiter the two name. A kind, version or body field that this build does not know is an error that stops
 //! the member: a replica that guesses is worse than a stopped one. A stored fixture of each version
@@ -13,12 +18,15 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
 use crate::commandpb::{
-    ClusterBegin, ClusterForce, ClusterVersionSet, DowngradeSet, MemberAdd, MemberPromote,
-    MemberPublish, MemberRemove, MemberUpdate, QuotaAlarm,
+    AuthDisable, AuthEnable, AuthUserAdd, AuthUserChangePassword, Authenticate, ClusterBegin,
+    ClusterForce, ClusterVersionSet, DowngradeSet, MemberAdd, MemberPromote, MemberPublish,
+    MemberRemove, MemberUpdate, QuotaAlarm,
 };
 use crate::etcdserverpb::{
-    AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseCheckpointRequest, LeaseGrantRequest,
-    LeaseRevokeRequest, PutRequest, TxnRequest,
+    AlarmRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGrantPermissionRequest,
+    AuthRoleRevokePermissionRequest, AuthUserDeleteRequest, AuthUserGrantRoleRequest,
+    AuthUserRevokeRoleRequest, CompactionRequest, DeleteRangeRequest, LeaseCheckpointRequest,
+    LeaseGrantRequest, LeaseRevokeRequest, PutRequest, TxnRequest,
 };
 
 /// The oldest command version this build applies.
@@ -27,6 +35,65 @@ pub const VERSION_MIN: u16 = 1;
 const VERSION_MAX: u16 = 1;
 /// Bytes of the fixed header.
 pub const HEADER_BYTES: usize = 24;
+/// First byte of a caller.
+const CALLER_USER: u8 = 1;
+const CALLER_MEMBER: u8 = 2;
+/// Bytes of a user before its name.
+const CALLER_USER_BYTES: usize = 9;
+
+/// Who wants a command applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Caller {
+    /// Nobody said who they are.
+    #[default]
+    Nobody,
+    /// The proposing member, for what it does by itself.
+    Member,
+    /// A user whose identity was checked before.
+    User {
+        /// The user's name; a certificate may have an empty one.
+        name: String,
+        /// Revision of the auth state that the identity was checked against, or that its token names.
+        revision: u64,
+    },
+}
+
+impl Caller {
+    fn encoded_len(&self) -> usize {
+        match self {
+            Caller::Nobody => 0,
+            Caller::Member => 1,
+            Caller::User { name, .. } => CALLER_USER_BYTES + name.len(),
+        }
+    }
+
+    fn encode_raw(&self, buf: &mut BytesMut) {
+        match self {
+            Caller::Nobody => {}
+            Caller::Member => buf.put_u8(CALLER_MEMBER),
+            Caller::User { name, revision } => {
+                buf.put_u8(CALLER_USER);
+                buf.put_u64_le(*revision);
+                buf.put_slice(name.as_bytes());
+            }
+        }
+    }
+
+    fn decode(mut bytes: Bytes) -> Option<Caller> {
+        if bytes.is_empty() {
+            return Some(Caller::Nobody);
+        }
+        match bytes.get_u8() {
+            CALLER_MEMBER if bytes.is_empty() => Some(Caller::Member),
+            CALLER_USER => {
+                let revision = bytes.try_get_u64_le().ok()?;
+                let name = std::str::from_utf8(&bytes).ok()?.to_owned();
+                Some(Caller::User { name, revision })
+            }
+            _ => None,
+        }
+    }
+}
 
 /// One command, decoded.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +102,8 @@ pub struct Command {
     pub origin: u64,
     /// Names the waiter on the proposing member; 0 when nobody waits.
     pub request_id: u64,
+    /// On whose behalf; decides what is permitted while auth is enabled.
+    pub caller: Caller,
     /// What to do.
     pub body: Body,
 }
@@ -63,6 +132,12 @@ pub enum Error {
     /// The body has a field this build does not know.
     #[error("command kind {kind} has a field this build does not know: start a newer build")]
     UnknownField {
+        /// Kind number found.
+        kind: u16,
+    },
+    /// The caller is not one that this build can read.
+    #[error("command kind {kind} has a caller that cannot be read")]
+    Caller {
         /// Kind number found.
         kind: u16,
     },
@@ -183,18 +258,33 @@ commands! {
     20 ClusterBegin(ClusterBegin),
     24 DowngradeSet(DowngradeSet),
     25 ClusterForce(ClusterForce),
+    32 AuthEnable(AuthEnable),
+    33 AuthDisable(AuthDisable),
+    34 Authenticate(Authenticate),
+    35 AuthUserAdd(AuthUserAdd),
+    36 AuthUserDelete(AuthUserDeleteRequest),
+    37 AuthUserChangePassword(AuthUserChangePassword),
+    38 AuthUserGrantRole(AuthUserGrantRoleRequest),
+    39 AuthUserRevokeRole(AuthUserRevokeRoleRequest),
+    40 AuthRoleAdd(AuthRoleAddRequest),
+    41 AuthRoleDelete(AuthRoleDeleteRequest),
+    42 AuthRoleGrantPermission(AuthRoleGrantPermissionRequest),
+    43 AuthRoleRevokePermission(AuthRoleRevokePermissionRequest),
     60 QuotaAlarm(QuotaAlarm),
 }
 
 impl Command {
     /// The entry's bytes.
     pub fn encode(&self) -> Bytes {
-        let mut buf = BytesMut::with_capacity(HEADER_BYTES + self.body.encoded_len());
+        let caller_len = self.caller.encoded_len();
+        let len = HEADER_BYTES + caller_len + self.body.encoded_len();
+        let mut buf = BytesMut::with_capacity(len);
         buf.put_u16_le(self.body.kind());
         buf.put_u16_le(self.body.version());
-        buf.put_u32_le(0);
+        buf.put_u32_le(u32::try_from(caller_len).expect("a name is bounded by the request size"));
         buf.put_u64_le(self.origin);
         buf.put_u64_le(self.request_id);
+        self.caller.encode_raw(&mut buf);
         self.body.encode_raw(&mut buf);
         buf.freeze()
     }
@@ -206,15 +296,20 @@ impl Command {
         }
         let kind = bytes.get_u16_le();
         let version = bytes.get_u16_le();
-        let reserved = bytes.get_u32_le();
+        let caller_len = bytes.get_u32_le() as usize;
         let origin = bytes.get_u64_le();
         let request_id = bytes.get_u64_le();
-        if version < VERSION_MIN || version > version_max() || reserved != 0 {
+        if version < VERSION_MIN || version > version_max() {
             return Err(Error::Unknown { kind, version });
         }
+        if caller_len > bytes.len() {
+            return Err(Error::Caller { kind });
+        }
+        let caller = Caller::decode(bytes.split_to(caller_len)).ok_or(Error::Caller { kind })?;
         Ok(Command {
             origin,
             request_id,
+            caller,
             body: Body::decode(kind, version, bytes)?,
         })
     }
@@ -234,13 +329,52 @@ mod tests {
         Command {
             origin: 3,
             request_id: 42,
+            caller: Caller::Nobody,
             body: Body::Put(put),
+        }
+    }
+
+    fn user(name: &str, revision: u64) -> Caller {
+        Caller::User {
+            name: name.to_owned(),
+            revision,
         }
     }
 
     #[test]
     fn what_is_encoded_decodes_to_the_same() {
-        assert_eq!(Command::decode(put().encode()), Ok(put()));
+        let callers = [
+            Caller::Nobody,
+            Caller::Member,
+            user("alice", 7),
+            user("", 1),
+            user("", 0),
+        ];
+        for caller in callers {
+            let command = Command { caller, ..put() };
+            assert_eq!(Command::decode(command.encode()), Ok(command));
+        }
+        let of_auth = Command {
+            body: Body::AuthEnable(AuthEnable {}),
+            ..put()
+        };
+        assert_eq!(Command::decode(of_auth.encode()), Ok(of_auth));
+    }
+
+    #[test]
+    fn a_caller_longer_than_the_command_or_not_readable_is_refused() {
+        let with_len = |len: u8| {
+            let command = Command {
+                caller: user("\u{e9}", 7),
+                ..put()
+            };
+            let mut bytes = command.encode().to_vec();
+            bytes[4] = len;
+            Command::decode(bytes.into())
+        };
+        for len in [1, 8, 10, 200] {
+            assert_eq!(with_len(len), Err(Error::Caller { kind: 1 }), "{len}");
+        }
     }
 
     #[test]
@@ -264,13 +398,7 @@ mod tests {
                 version: 1
             })
         );
-        assert_eq!(
-            with(5, 1),
-            Err(Error::Unknown {
-                kind: 1,
-                version: 1
-            })
-        );
+        assert_eq!(with(5, 1), Err(Error::Caller { kind: 1 }));
         let mut longer = put().encode().to_vec();
         longer.extend_from_slice(&[0xf8, 0x01, 0x01]); // field 31, varint 1
         assert_eq!(
@@ -281,6 +409,16 @@ mod tests {
             Command::decode(Bytes::from_static(b"abc")),
             Err(Error::Short { len: 3 })
         );
+    }
+
+    #[test]
+    fn the_bytes_of_a_caller_never_change() {
+        let command = Command {
+            caller: user("ann", 5),
+            ..put()
+        };
+        let expect = b"\x01\0\x01\0\x0c\0\0\0\x03\0\0\0\0\0\0\0\x2a\0\0\0\0\0\0\0\x01\x05\0\0\0\0\0\0\0ann\x0a\x01k\x12\x01v\x18\x07";
+        assert_eq!(&command.encode()[..], &expect[..]);
     }
 
     #[test]

@@ -140,6 +140,63 @@ pub enum Error {
     /// Auth is not enabled.
     #[error("authentication is not enabled")]
     AuthNotEnabled,
+    /// Auth cannot be enabled without a user root.
+    #[error("there is no user root")]
+    RootUserNotExist,
+    /// Auth cannot be enabled while the user root lacks the role root.
+    #[error("the user root does not have the role root")]
+    RootRoleNotExist,
+    /// The user exists.
+    #[error("the user exists")]
+    UserAlreadyExists,
+    /// No user is named, or nobody said who they are although auth is enabled.
+    #[error("no user is named")]
+    UserEmpty,
+    /// There is no such user.
+    #[error("no such user")]
+    UserNotFound,
+    /// The role exists.
+    #[error("the role exists")]
+    RoleAlreadyExists,
+    /// There is no such role.
+    #[error("no such role")]
+    RoleNotFound,
+    /// No role is named.
+    #[error("no role is named")]
+    RoleEmpty,
+    /// User or password is wrong.
+    #[error("user or password is wrong")]
+    AuthFailed,
+    /// A password was given for a user who has none.
+    #[error("the user has no password")]
+    NoPasswordUser,
+    /// The password is longer than bcrypt can take.
+    #[error("the password is longer than 72 bytes")]
+    PasswordTooLong,
+    /// A grant without a permission.
+    #[error("no permission is given")]
+    PermissionNotGiven,
+    /// The caller lacks the permission.
+    #[error("permission denied")]
+    PermissionDenied,
+    /// The user does not have the role.
+    #[error("the user does not have the role")]
+    RoleNotGranted,
+    /// The role does not have the permission.
+    #[error("the role does not have the permission")]
+    PermissionNotGranted,
+    /// The token is unknown, expired or not signed by the right key.
+    #[error("the token is not valid")]
+    InvalidAuthToken,
+    /// Keys of a permission that hold nothing, or an end of what keeps auth manageable while it is enabled.
+    #[error("this change of auth is not allowed")]
+    InvalidAuthManagement,
+    /// Users or roles have changed since the caller's identity was checked.
+    #[error("the auth revision is old")]
+    AuthOldRevision,
+    /// This member has only the public key of tokens.
+    #[error("this member cannot sign tokens")]
+    TokenVerifyOnly,
     /// The call is not offered; the text says what is missing.
     #[error("{0}")]
     Unimplemented(&'static str),

@@ -9,7 +9,7 @@
 
 use anyhow::{Context, Result, bail};
 use kv_mvcc::backend::Backend;
-use kv_proto::command::{Body, Command};
+use kv_proto::command::{Body, Caller, Command};
 use kv_proto::commandpb::ClusterForce;
 use kv_wal::{Recovered, Wal};
 
@@ -62,6 +62,7 @@ pub(crate) async fn run(
     let command = Command {
         origin: member_id,
         request_id: 0,
+        caller: Caller::Nobody,
         body: Body::ClusterForce(ClusterForce { id: member_id }),
     };
     let forced = kv_raft::force_alone(member_id, wal, recovered, &applied, command.encode()).await;

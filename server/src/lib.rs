@@ -6,6 +6,7 @@
 
 mod alarm;
 mod apply;
+mod auth;
 mod backup;
 mod bootstrap;
 mod build;

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::rpc::Dispatch;
-use crate::tls::TlsAcceptor;
+use crate::tls::{self, TlsAcceptor};
 use crate::wait::Wait;
 
 /// Receive windows: a large put must not wait for window updates.
@@ -268,9 +268,16 @@ async fn serve_thread(
     }
 }
 
+/// What may want to know whose connection it serves.
+pub(crate) trait Introduced {
+    /// The other side's certificate names `common_name`; empty without a certificate or a name in it.
+    fn introduce(&mut self, common_name: String);
+}
+
 /// What answers the requests of a connection.
 pub(crate) trait Answers:
-    Service<
+    Introduced
+    + Service<
         Request<Incoming>,
         Response = Response<tonic::body::Body>,
         Error = Infallible,
@@ -281,7 +288,8 @@ pub(crate) trait Answers:
 }
 
 impl<T> Answers for T where
-    T: Service<
+    T: Introduced
+        + Service<
             Request<Incoming>,
             Response = Response<tonic::body::Body>,
             Error = Infallible,
@@ -329,14 +337,17 @@ enum Stream {
 async fn serve_tls<S>(
     stream: S,
     tls: &Arc<TlsAcceptor>,
-    dispatch: impl Answers,
+    mut dispatch: impl Answers,
     settings: Http2Settings,
     stop: CancellationToken,
 ) where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     match tls.accept(stream).await {
-        Ok(stream) => serve_io(stream, dispatch, settings, stop).await,
+        Ok(stream) => {
+            dispatch.introduce(tls::peer_common_name(&stream).unwrap_or_default());
+            serve_io(stream, dispatch, settings, stop).await;
+        }
         Err(error) => tracing::debug!(%error, "TLS handshake failed"),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kv_mvcc::Store;
-use kv_proto::command::Body;
+use kv_proto::command::{Body, Caller};
 use kv_proto::etcdserverpb::alarm_request::AlarmAction;
 use kv_proto::etcdserverpb::{AlarmRequest, AlarmType, ResponseHeader};
 use kv_raft::{Node, Role};
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
 use crate::apply::Response;
+use crate::auth::{Auth, Credentials};
 use crate::cluster::{Cluster, Version};
 use crate::config::Config;
 use crate::disk_space::Allowance;
@@ -38,6 +39,7 @@ pub(crate) struct Member {
     pub(crate) store: Arc<Store>,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) alarms: Arc<Alarms>,
+    pub(crate) auth: Arc<Auth>,
     pub(crate) proposer: Proposer,
     pub(crate) reads: ReadBarrier,
     pub(crate) metrics: Arc<Metrics>,
@@ -66,6 +68,7 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<Store>,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) alarms: Arc<Alarms>,
+    pub(crate) auth: Arc<Auth>,
     pub(crate) proposer: Proposer,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) transport: Arc<Transport>,
@@ -82,6 +85,7 @@ impl Member {
             store,
             cluster,
             alarms,
+            auth,
             proposer,
             metrics,
             transport,
@@ -99,6 +103,7 @@ impl Member {
             store,
             cluster,
             alarms,
+            auth,
             proposer,
             reads,
             metrics,
@@ -159,8 +164,27 @@ impl Member {
         self.node.peek(|status| status.leader.is_some())
     }
 
-    /// Proposes `body` after the quota check and returns what applying it answered.
-    pub(crate) async fn propose(&self, body: Body) -> Result<Response> {
+    /// Who calls; [`Caller::Nobody`] while auth is disabled.
+    pub(crate) async fn caller(&self, credentials: &Credentials) -> Result<Caller> {
+        self.auth.caller(&self.node, credentials).await
+    }
+
+    /// Who calls, if they may do everything.
+    pub(crate) async fn admin(&self, credentials: &Credentials) -> Result<Caller> {
+        let caller = self.caller(credentials).await?;
+        self.auth.state().check_admin(&caller)?;
+        Ok(caller)
+    }
+
+    /// Who calls, if they say so.
+    pub(crate) async fn named(&self, credentials: &Credentials) -> Result<Caller> {
+        let caller = self.caller(credentials).await?;
+        self.auth.state().check_named(&caller)?;
+        Ok(caller)
+    }
+
+    /// Proposes `body` for the caller after the quota check and returns what applying it answered.
+    pub(crate) async fn propose(&self, credentials: &Credentials, body: Body) -> Result<Response> {
         let cost = quota::cost(&body);
         self.check_quota(cost).await?;
         if cost > 0 {
@@ -169,7 +193,18 @@ impl Member {
                 .await
                 .map_err(|_| Error::TooManyRequests)?;
         }
-        self.proposer.propose(body).await
+        let caller = if self.auth.is_enabled() {
+            self.proposer.check_backlog(&body)?;
+            match body {
+                // What a token is asked for with.
+                Body::Authenticate(_) => Caller::Nobody,
+                Body::LeaseGrant(_) | Body::LeaseRevoke(_) => self.named(credentials).await?,
+                _ => self.caller(credentials).await?,
+            }
+        } else {
+            Caller::Nobody
+        };
+        self.proposer.propose_for(caller, body).await
     }
 
     /// Refuses what the quota has no room for, and raises the alarm then. What costs nothing is admitted always.

@@ -117,6 +117,10 @@ impl Member {
             .compact_revision
             .set(self.store.compacted());
         metrics.debugging.keys.set(stats.keys as i64);
+        metrics
+            .debugging
+            .auth_revision
+            .set(self.auth.revision() as i64);
         let hub = self.store.watch_hub().stats();
         metrics.debugging.watch_streams.set(hub.streams as i64);
         metrics.debugging.watchers.set(hub.watchers as i64);

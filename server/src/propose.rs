@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_proto::command::{Body, Command, HEADER_BYTES};
+use kv_proto::command::{Body, Caller, Command, HEADER_BYTES};
 use kv_raft::{Node, ProposeError, Refused};
 use prost::encoding::encoded_len_varint;
 use tokio::sync::Semaphore;
@@ -69,10 +69,16 @@ impl Proposer {
         }
     }
 
-    /// Proposes `body` and returns what applying it answered.
+    /// Proposes `body` as something this member does by itself, and returns what applying it answered.
     ///
     /// Dropping the future forgets the result, not the request.
     pub(crate) async fn propose(&self, body: Body) -> Result<Response> {
+        let caller = own_caller(&body);
+        self.propose_for(caller, body).await
+    }
+
+    /// As [`Proposer::propose`], on behalf of `caller`.
+    pub(crate) async fn propose_for(&self, caller: Caller, body: Body) -> Result<Response> {
         self.check_version(&body)?;
         self.check_backlog(&body)?;
         let _pending = Pending::new(&self.metrics);
@@ -80,6 +86,7 @@ impl Proposer {
         let mut command = Command {
             origin: self.member_id,
             request_id: 0,
+            caller,
             body,
         };
         loop {
@@ -144,6 +151,7 @@ impl Proposer {
             Command {
                 origin: self.member_id,
                 request_id,
+                caller: own_caller(&body),
                 body,
             }
             .encode()
@@ -170,7 +178,8 @@ impl Proposer {
         Ok(())
     }
 
-    fn check_backlog(&self, body: &Body) -> Result<()> {
+    /// Whether `body` may be proposed now: apply keeps up, and there is memory.
+    pub(crate) fn check_backlog(&self, body: &Body) -> Result<()> {
         if is_backlogged(self.node.apply_backlog(), body) || self.backend.is_full() {
             return Err(Error::TooManyRequests);
         }
@@ -181,6 +190,14 @@ impl Proposer {
         let mut status = self.node.watch_status();
         // An error means the node is gone; the next proposal says so.
         let _ = status.wait_for(|s| s.leader.is_some()).await;
+    }
+}
+
+/// How this member says that it acts by itself; where nobody is asked who they are, it says nothing.
+fn own_caller(body: &Body) -> Caller {
+    match body {
+        Body::LeaseRevoke(_) | Body::Compaction(_) | Body::Alarm(_) => Caller::Member,
+        _ => Caller::Nobody,
     }
 }
 

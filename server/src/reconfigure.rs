@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_proto::command::{Body, Command};
+use kv_proto::command::{Body, Caller, Command};
 use kv_proto::commandpb::question::Question;
 use kv_raft::{MembershipError, TransferError};
 use tokio::time::MissedTickBehavior;
@@ -86,6 +86,7 @@ fn explain(member: &Member, body: Body) -> Bytes {
     Command {
         origin,
         request_id,
+        caller: Caller::Nobody,
         body,
     }
     .encode()

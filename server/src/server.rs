@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
 use crate::apply::{self, Applier};
+use crate::auth::Auth;
 use crate::bootstrap::{self, Beginning, Bootstrap};
 use crate::cluster::Cluster;
 use crate::config::{Config, Gate, StorageEngine, Url};
@@ -95,6 +96,7 @@ impl Server {
         }
         let config = Arc::new(config);
         let started = Instant::now();
+        let auth = Arc::new(Auth::new(&config, started)?);
         let folder = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
         let bound = bind_all(&config).await?;
         let peers_bound = bind_peers(&config).await?;
@@ -123,7 +125,7 @@ impl Server {
 
         let cluster = Arc::new(Cluster::new(identity.cluster_id));
         let alarms = Arc::new(Alarms::default());
-        apply::restore_tables(&backend, &cluster, &alarms)?;
+        apply::restore_tables(&backend, &cluster, &alarms, &auth)?;
         let is_blank = recovered.vote.is_none()
             && recovered.entries.is_empty()
             && recovered.purged.is_none()
@@ -168,6 +170,7 @@ impl Server {
             store.clone(),
             cluster.clone(),
             alarms.clone(),
+            auth.clone(),
             wait.clone(),
             metrics.clone(),
             identity.member_id,
@@ -236,6 +239,7 @@ impl Server {
             store,
             cluster,
             alarms,
+            auth,
             proposer,
             metrics,
             transport,
@@ -275,6 +279,7 @@ impl Server {
         tokio::spawn(version_monitor::run(member.clone()));
         tokio::spawn(reconfigure::promote_staged(member.clone()));
         tokio::spawn(scrub::run(member.clone()));
+        tokio::spawn(member.auth.clone().watch_keys());
         tokio::spawn(corruption::compare_compactions(member.clone()));
         tokio::spawn(corruption::compare_everything(member.clone()));
         tokio::select! {

@@ -325,6 +325,8 @@ var measured = []struct {
 	{regexp.MustCompile(`(?m)^((?:etcdctl|API) version: 3\.7).*`), `$1`},
 	{regexp.MustCompile(`"ttl":\d+`), `"ttl":N`},
 	{regexp.MustCompile(`"TTL" : \d+`), `"TTL" : N`},
+	// Go's protobuf text has one space or two, as each build of etcdctl pleases.
+	{regexp.MustCompile(`(memberID:\S+) +alarm`), `$1 alarm`},
 }
 
 // own is what two servers in the same state may say differently: sizes and raft positions.

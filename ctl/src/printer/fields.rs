@@ -10,7 +10,7 @@ use kv_proto::{
     mvccpb::KeyValue,
 };
 
-use super::Answer;
+use super::{Answer, auth};
 use crate::quote::quote;
 
 /// Renders an answer that has this form; `hex` writes ids as hexadecimal.
@@ -96,19 +96,28 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> Option<String> {
                 to.out.push('\n');
             }
         }
+        Answer::Auth(answer) => auth::fields(answer, &mut to)?,
     }
     Some(to.out)
 }
 
-struct Fields {
+/// Lines under way.
+pub(super) struct Fields {
     out: String,
     hex: bool,
 }
 
 impl Fields {
-    fn field(&mut self, name: impl Display, value: impl Display) {
+    pub(super) fn field(&mut self, name: impl Display, value: impl Display) {
         // Writing to a string cannot fail.
         let _ = writeln!(self.out, "\"{name}\" : {value}");
+    }
+
+    /// Values behind one name.
+    pub(super) fn list(&mut self, name: &str, values: &[String]) {
+        let values: String = values.iter().map(|value| format!(" {value}")).collect();
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.out, "\"{name}\" :{values}");
     }
 
     /// A member or cluster id.
@@ -129,7 +138,7 @@ impl Fields {
     }
 
     /// A header that is missing shows as zeros; a revision of zero is not shown.
-    fn header(&mut self, header: &Option<ResponseHeader>) {
+    pub(super) fn header(&mut self, header: &Option<ResponseHeader>) {
         let header = header.unwrap_or_default();
         self.id("ClusterID", header.cluster_id);
         self.id("MemberID", header.member_id);

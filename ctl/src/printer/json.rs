@@ -14,7 +14,7 @@ use kv_proto::{
     mvccpb::KeyValue,
 };
 
-use super::{Answer, Health};
+use super::{Answer, Health, auth};
 
 /// Renders any answer; `hex` writes the ids of members as hexadecimal strings.
 pub(super) fn print(answer: &Answer<'_>, hex: bool) -> String {
@@ -94,6 +94,7 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> String {
                 );
             })
         })),
+        Answer::Auth(answer) => auth::json(answer),
         Answer::SnapshotStatus(status) => object(|o| {
             o.value("hash", status.hash);
             o.value("revision", status.revision);
@@ -115,7 +116,7 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> String {
     out
 }
 
-fn header(o: &mut Object, header: &Option<ResponseHeader>) {
+pub(super) fn header(o: &mut Object, header: &Option<ResponseHeader>) {
     o.some(
         "header",
         header
@@ -274,11 +275,11 @@ fn status(o: &mut Object, status: &StatusResponse) {
 }
 
 /// The fields of one JSON object, in the order they are added.
-struct Object {
+pub(super) struct Object {
     text: String,
 }
 
-fn object(fields: impl FnOnce(&mut Object)) -> String {
+pub(super) fn object(fields: impl FnOnce(&mut Object)) -> String {
     let mut o = Object {
         text: "{".to_owned(),
     };
@@ -289,7 +290,7 @@ fn object(fields: impl FnOnce(&mut Object)) -> String {
 
 impl Object {
     /// A field that is always there; `value` is JSON already.
-    fn value(&mut self, name: &str, value: impl Display) {
+    pub(super) fn value(&mut self, name: &str, value: impl Display) {
         let comma = if self.text.len() > 1 { "," } else { "" };
         // Writing to a string cannot fail.
         let _ = write!(self.text, "{comma}\"{name}\":{value}");
@@ -299,11 +300,11 @@ impl Object {
         value.into_iter().for_each(|value| self.value(name, value));
     }
 
-    fn number<N: Display + Default + PartialEq>(&mut self, name: &str, value: N) {
+    pub(super) fn number<N: Display + Default + PartialEq>(&mut self, name: &str, value: N) {
         self.some(name, (value != N::default()).then(|| value.to_string()));
     }
 
-    fn flag(&mut self, name: &str, value: bool) {
+    pub(super) fn flag(&mut self, name: &str, value: bool) {
         self.some(name, value.then(|| value.to_string()));
     }
 
@@ -311,11 +312,11 @@ impl Object {
         self.some(name, (!value.is_empty()).then(|| quoted(value)));
     }
 
-    fn bytes(&mut self, name: &str, value: &[u8]) {
+    pub(super) fn bytes(&mut self, name: &str, value: &[u8]) {
         self.some(name, (!value.is_empty()).then(|| base64(value)));
     }
 
-    fn list<T>(&mut self, name: &str, items: &[T], item: impl FnMut(&T) -> String) {
+    pub(super) fn list<T>(&mut self, name: &str, items: &[T], item: impl FnMut(&T) -> String) {
         self.some(
             name,
             (!items.is_empty()).then(|| list(items.iter().map(item))),
@@ -341,7 +342,7 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 /// A JSON string with Go's escapes: also `<`, `>`, `&` and the two line separators.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

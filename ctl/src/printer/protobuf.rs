@@ -3,7 +3,7 @@
 use kv_proto::etcdserverpb::{ResponseHeader, WatchResponse};
 use prost::Message;
 
-use super::Answer;
+use super::{Answer, auth};
 
 /// The bytes of an answer that has them.
 ///
@@ -23,6 +23,7 @@ pub(super) fn print(answer: &Answer<'_>) -> Option<Vec<u8>> {
         Answer::MemberPromote { response, .. } => response.encode_to_vec(),
         Answer::MoveLeader { response, .. } => response.encode_to_vec(),
         Answer::Alarms(response) => response.encode_to_vec(),
+        Answer::Auth(answer) => auth::protobuf(answer),
         Answer::Watch(response) => {
             let without = WatchResponse {
                 watch_id: 0,

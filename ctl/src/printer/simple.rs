@@ -10,7 +10,7 @@ use kv_proto::{
     mvccpb::KeyValue,
 };
 
-use super::{Answer, Printed, table};
+use super::{Answer, Printed, auth, table};
 use crate::quote::quote;
 
 /// Renders any answer; unhealthy endpoints go to standard error.
@@ -78,6 +78,7 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> Printed {
         Answer::HashKv(all) => to.rows(&table::hash_rows(all)),
         Answer::SnapshotStatus(status) => to.rows(&table::snapshot_rows(status)),
         Answer::Alarms(response) => response.alarms.iter().for_each(|alarm| to.alarm(alarm)),
+        Answer::Auth(answer) => to.printed.out = auth::simple(answer),
     }
     to.printed
 }

@@ -144,7 +144,9 @@ impl Checker {
                 shown.term, found.0
             ));
         }
+        // A committed vote is that of the elected leader, whoever this member had voted for.
         let given = self.votes.get(&(member, found.0)).copied();
+        let given = given.filter(|_| vote.is_some_and(|vote| !vote.committed));
         if let Some(given) = given.filter(|given| *given != found.1) {
             self.violated(format!(
                 "member {member} voted for {given} in term {} and finds a vote for {}",

@@ -184,18 +184,12 @@ impl Transport {
         let (to_peer, from_own) = mpsc::unbounded_channel::<Bytes>();
         let (to_own, answers) = mpsc::unbounded_channel::<Result<Bytes, PeerError>>();
 
-        let forges = world.settings.has(Defect::AppendAcknowledgedEarly);
-        let forged = to_own.clone();
         let seen = world.clone();
         let requests = requests.inspect(move |request| {
             let append = wire::append(request.clone());
             // What a dead process says is heard by nobody.
             if seen.is_alive(own.0, own.1) {
                 seen.sees_append(own.0, peer, &append);
-            }
-            if forges {
-                let last = append.entries.last().map_or(append.previous, |(id, _)| *id);
-                let _ = forged.send(Ok(wire::forged_match(last)));
             }
         });
         let there = carry(
@@ -221,7 +215,7 @@ impl Transport {
             });
         let back_end = to_own.clone();
         let back = carry(world, other, own, Box::pin(given), move |bytes| {
-            forges || to_own.send(Ok(bytes)).is_ok()
+            to_own.send(Ok(bytes)).is_ok()
         });
         let back = tokio::spawn(async move {
             let end = back.await.err().unwrap_or_else(reset);

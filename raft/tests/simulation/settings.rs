@@ -9,8 +9,6 @@ pub(crate) enum Defect {
     FsyncLies,
     /// A restarted member has forgotten its vote.
     VoteForgotten,
-    /// A member acknowledges entries to the leader before they are on its disk.
-    AppendAcknowledgedEarly,
     /// The second member leaves out a command now and then.
     ApplySkips,
     /// A restarted state machine believes to be older than it is.

@@ -72,14 +72,6 @@ pub(crate) fn append_answer(mut bytes: Bytes) -> AppendAnswer {
     }
 }
 
-/// An answer that claims to have everything up to `upto`; a lie for tests.
-pub(crate) fn forged_match(upto: LogId) -> Bytes {
-    let mut out = vec![1, 0];
-    out.extend(upto.0.to_le_bytes());
-    out.extend(upto.1.to_le_bytes());
-    out.into()
-}
-
 /// The voters that an entry body names, if it is a membership.
 pub(crate) fn voters_of_body(mut body: Bytes) -> Option<Vec<u64>> {
     body.advance(1);

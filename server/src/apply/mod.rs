@@ -8,6 +8,7 @@
 //! Results go to the waiters of this member once per batch of entries; watchers were told by the commit itself.
 
 mod alarm;
+mod auth;
 mod kv;
 mod lease;
 mod member;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kv_mvcc::backend::{Backend, Keyspace, Op};
 use kv_mvcc::{AppliedMark, Store};
-use kv_proto::command::{Body, Command};
+use kv_proto::command::{Body, Caller, Command};
 use kv_proto::etcdserverpb::{
     AlarmResponse, AlarmType, DeleteRangeResponse, LeaseGrantResponse, LeaseRevokeResponse,
     PutResponse, TxnResponse,
@@ -32,6 +33,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
+use crate::auth::{Auth, Token};
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -61,6 +63,11 @@ pub(crate) enum Response {
     LeaseGrant(LeaseGrantResponse),
     LeaseRevoke(LeaseRevokeResponse),
     Alarm(AlarmResponse),
+    /// The token, unless it is to be signed, and the auth revision it holds for.
+    Authenticated {
+        token: Option<Token>,
+        revision: u64,
+    },
     Done,
 }
 
@@ -69,6 +76,7 @@ pub(crate) struct Applier {
     pub(crate) store: Arc<Store>,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) alarms: Arc<Alarms>,
+    pub(crate) auth: Arc<Auth>,
     pub(crate) wait: Arc<Wait>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) member_id: u64,
@@ -80,8 +88,10 @@ pub(crate) struct Applier {
     pub(crate) started: Instant,
     /// Canceled when this member applies its own removal.
     removed: CancellationToken,
-    /// The entry being applied.
+    /// How far apply is with the command being applied.
     position: Position,
+    /// The entry being applied.
+    entry: u64,
     /// From which index on which term and membership hold; a checkpoint names both for its index.
     epochs: Arc<Mutex<Epochs>>,
 }
@@ -108,6 +118,7 @@ impl Applier {
         store: Arc<Store>,
         cluster: Arc<Cluster>,
         alarms: Arc<Alarms>,
+        auth: Arc<Auth>,
         wait: Arc<Wait>,
         metrics: Arc<Metrics>,
         member_id: u64,
@@ -121,6 +132,7 @@ impl Applier {
             store,
             cluster,
             alarms,
+            auth,
             wait,
             metrics,
             member_id,
@@ -129,6 +141,7 @@ impl Applier {
             started,
             removed,
             position,
+            entry: 0,
             epochs,
         }
     }
@@ -170,6 +183,7 @@ impl Applier {
         results: &mut Vec<(u64, Outcome)>,
     ) -> io::Result<()> {
         let CommittedEntry { index, term, body } = entry;
+        self.entry = index;
         let complete = Position {
             index,
             term,
@@ -208,7 +222,7 @@ impl Applier {
                         }
                     };
                     let extra = self.progress_ops(n, count);
-                    let outcome = self.apply_command(command.body, extra)?;
+                    let outcome = self.apply_command(&command.caller, command.body, extra)?;
                     if command.origin == self.member_id && command.request_id != 0 {
                         results.push((command.request_id, outcome));
                     }
@@ -257,8 +271,17 @@ impl Applier {
     }
 
     /// One command, one transaction. Every path records the position exactly once.
-    fn apply_command(&mut self, body: Body, extra: Vec<Op>) -> io::Result<Outcome> {
-        if let Some(refusal) = self.alarm_refusal(&body) {
+    fn apply_command(
+        &mut self,
+        caller: &Caller,
+        body: Body,
+        extra: Vec<Op>,
+    ) -> io::Result<Outcome> {
+        let admitted = self.alarms_admit(&body).and_then(|()| {
+            let lessor = self.store.lessor();
+            self.auth.check(caller, lessor, &body)
+        });
+        if let Err(refusal) = admitted {
             self.store.write(self.mark(extra)).commit();
             return Ok(Err(refusal));
         }
@@ -287,6 +310,18 @@ impl Applier {
                 )));
             }
             Body::ClusterBegin(request) => self.cluster_begin(request, extra),
+            Body::Authenticate(request) => self.authenticate(&request, extra),
+            Body::AuthEnable(_)
+            | Body::AuthDisable(_)
+            | Body::AuthUserAdd(_)
+            | Body::AuthUserDelete(_)
+            | Body::AuthUserChangePassword(_)
+            | Body::AuthUserGrantRole(_)
+            | Body::AuthUserRevokeRole(_)
+            | Body::AuthRoleAdd(_)
+            | Body::AuthRoleDelete(_)
+            | Body::AuthRoleGrantPermission(_)
+            | Body::AuthRoleRevokePermission(_) => self.auth_change(&body, extra),
         };
         if let Err(Error::Storage(reason)) = &outcome {
             return Err(io::Error::other(reason.clone()));
@@ -302,7 +337,7 @@ impl Applier {
     /// What raised alarms refuse. CORRUPT stops every change of keys and leases, NOSPACE those that add data.
     ///
     /// Source: etcd 3.7, apply/corrupt.go and apply/capped.go.
-    fn alarm_refusal(&self, body: &Body) -> Option<Error> {
+    fn alarms_admit(&self, body: &Body) -> Result<()> {
         let changes = matches!(
             body,
             Body::Put(_)
@@ -313,12 +348,17 @@ impl Applier {
                 | Body::LeaseRevoke(_)
         );
         if changes && self.alarms.is_raised(AlarmType::Corrupt) {
-            return Some(Error::Corrupt);
+            return Err(Error::Corrupt);
         }
         if quota::cost(body) > 0 && self.alarms.is_raised(AlarmType::Nospace) {
-            return Some(Error::NoSpace);
+            return Err(Error::NoSpace);
         }
-        None
+        Ok(())
+    }
+
+    /// The entry being applied, also while only some of its commands are.
+    fn entry_index(&self) -> u64 {
+        self.entry
     }
 
     fn is_over_quota(&self, cost: u64) -> bool {

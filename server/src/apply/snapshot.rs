@@ -15,6 +15,7 @@ use kv_raft::{Applied, InstallFuture, SnapshotSource};
 
 use super::Applier;
 use crate::alarm::Alarms;
+use crate::auth::Auth;
 use crate::cluster::{Cluster, Stored};
 
 /// The store as of `applied`.
@@ -70,8 +71,13 @@ impl Applier {
                 .await
                 .map_err(io::Error::other)?
                 .map_err(io::Error::other)?;
-            restore_tables(self.store.backend(), &self.cluster, &self.alarms)
-                .map_err(io::Error::other)?;
+            restore_tables(
+                self.store.backend(),
+                &self.cluster,
+                &self.alarms,
+                &self.auth,
+            )
+            .map_err(io::Error::other)?;
             if self.cluster.is_removed(self.member_id) {
                 self.removed.cancel();
             }
@@ -101,12 +107,15 @@ impl Applier {
     }
 }
 
-/// Reads back what apply keeps in memory beside the keys: the member table and the alarms.
+/// Reads back what apply keeps in memory beside the keys: the member table, the alarms, users and roles.
 pub(crate) fn restore_tables(
     backend: &Backend,
     cluster: &Cluster,
     alarms: &Alarms,
+    auth: &Auth,
 ) -> anyhow::Result<()> {
+    auth.restore(backend)
+        .context("users and roles cannot be read")?;
     let view = backend.view()?;
     let mut members = Vec::new();
     view.scan(Keyspace::Members, &[], None, &mut |_, json| {

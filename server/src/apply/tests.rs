@@ -2,18 +2,25 @@
 
 use kv_mvcc::StoreOptions;
 use kv_mvcc::backend::{Backend, MemoryDisk, Options};
+use kv_proto::authpb::{Permission, permission::Type};
 use kv_proto::command::HEADER_BYTES;
 use kv_proto::commandpb::{
-    ClusterForce, ClusterVersionSet, DowngradeSet, MemberAdd, MemberPromote, MemberPublish,
-    MemberRemove, MemberUpdate, QuotaAlarm,
+    AuthDisable, AuthEnable, AuthUserAdd, AuthUserChangePassword, Authenticate, ClusterForce,
+    ClusterVersionSet, DowngradeSet, MemberAdd, MemberPromote, MemberPublish, MemberRemove,
+    MemberUpdate, QuotaAlarm,
 };
 use kv_proto::etcdserverpb::alarm_request::AlarmAction;
 use kv_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use kv_proto::etcdserverpb::request_op::Request;
 use kv_proto::etcdserverpb::{
-    AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, LeaseCheckpointRequest,
-    LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RequestOp, TxnRequest,
+    AlarmRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGrantPermissionRequest,
+    AuthRoleRevokePermissionRequest, AuthUserDeleteRequest, AuthUserGrantRoleRequest,
+    AuthUserRevokeRoleRequest, CompactionRequest, Compare, DeleteRangeRequest,
+    LeaseCheckpointRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RequestOp,
+    TxnRequest,
 };
+
+use kv_proto::key_range::KeyRange;
 
 use super::*;
 
@@ -24,6 +31,11 @@ const COMMANDS_V1: &str = include_str!("../../tests/fixtures/commands-v1.hex");
 const CLUSTER_COMMANDS_V1: &str = include_str!("../../tests/fixtures/cluster-commands-v1.hex");
 /// HashKV after all of them.
 const HASH_V1: u32 = 0x6179cef4;
+
+/// More commands of version 1, in the same form: users, roles, and what callers may do.
+const COMMANDS_AUTH: &str = include_str!("../../tests/fixtures/commands-auth.hex");
+/// HashKV after all of them.
+const HASH_AUTH: u32 = 0x40ce8a19;
 
 const MEMBER: u64 = 7;
 
@@ -42,6 +54,7 @@ fn applier_with(disk: &MemoryDisk, config: &Config) -> Applier {
         store,
         Arc::new(Cluster::new(1)),
         Arc::default(),
+        Arc::new(Auth::new(config, Instant::now()).unwrap()),
         Wait::new(1),
         Arc::new(Metrics::new(config)),
         MEMBER,
@@ -57,6 +70,7 @@ fn command(body: Body) -> Bytes {
     Command {
         origin: MEMBER,
         request_id: 0,
+        caller: Caller::Nobody,
         body,
     }
     .encode()
@@ -146,6 +160,178 @@ fn examples() -> Vec<Body> {
             is_over: true,
         }),
     ]
+}
+
+/// Commands of auth and of callers, in the order that fixture was made from.
+fn examples_of_auth() -> Vec<(Caller, Body)> {
+    let user = |name: &str, revision| Caller::User {
+        name: name.into(),
+        revision,
+    };
+    let named = |name: &str| name.to_owned();
+    let add = |name: &str| {
+        Body::AuthUserAdd(AuthUserAdd {
+            name: named(name),
+            hashed_password: "aGFzaA==".into(),
+            no_password: false,
+        })
+    };
+    let permission = |key: &'static str| Permission {
+        perm_type: Type::Readwrite as i32,
+        key: key.into(),
+        range_end: Bytes::new(),
+    };
+    let grant = |role: &str, key| {
+        Body::AuthRoleGrantPermission(AuthRoleGrantPermissionRequest {
+            name: named(role),
+            perm: Some(permission(key)),
+        })
+    };
+    let role_of = |user: &str, role: &str| {
+        Body::AuthUserGrantRole(AuthUserGrantRoleRequest {
+            user: named(user),
+            role: named(role),
+        })
+    };
+    let role_add = |name: &str| Body::AuthRoleAdd(AuthRoleAddRequest { name: named(name) });
+    let root = |revision| user("root", revision);
+    vec![
+        (Caller::Nobody, add("root")),
+        (Caller::Nobody, role_of("root", "root")),
+        (Caller::Nobody, add("ann")),
+        (Caller::Nobody, role_add("r")),
+        (Caller::Nobody, grant("r", "a")),
+        (Caller::Nobody, role_of("ann", "r")),
+        (Caller::Nobody, Body::AuthEnable(AuthEnable {})),
+        (
+            Caller::Nobody,
+            Body::Authenticate(Authenticate {
+                name: named("ann"),
+                simple_token: named("letters"),
+            }),
+        ),
+        (user("ann", 7), Body::Put(put("a", "permitted"))),
+        (user("ann", 7), Body::Put(put("b", "denied"))),
+        (user("ann", 6), Body::Put(put("a", "old"))),
+        (Caller::Nobody, Body::Put(put("a", "nobody"))),
+        (Caller::Member, Body::Put(put("m", "the member"))),
+        (
+            root(7),
+            Body::AuthRoleRevokePermission(AuthRoleRevokePermissionRequest {
+                role: named("r"),
+                key: "a".into(),
+                range_end: Bytes::new(),
+            }),
+        ),
+        (user("ann", 8), Body::Put(put("a", "revoked"))),
+        (
+            root(8),
+            Body::AuthUserChangePassword(AuthUserChangePassword {
+                name: named("ann"),
+                hashed_password: "aGFzaDI=".into(),
+            }),
+        ),
+        (
+            root(9),
+            Body::AuthUserRevokeRole(AuthUserRevokeRoleRequest {
+                name: named("ann"),
+                role: named("r"),
+            }),
+        ),
+        (
+            root(10),
+            Body::AuthRoleDelete(AuthRoleDeleteRequest { role: named("r") }),
+        ),
+        (
+            root(11),
+            Body::AuthUserDelete(AuthUserDeleteRequest { name: named("ann") }),
+        ),
+        (root(12), Body::Put(put("r", "root"))),
+        (root(12), Body::AuthDisable(AuthDisable {})),
+        (Caller::Nobody, Body::Put(put("n", "nobody"))),
+    ]
+}
+
+#[test]
+fn commands_of_auth_apply_to_the_same_state_for_ever() {
+    let ours = examples_of_auth()
+        .into_iter()
+        .map(|(caller, body)| Command {
+            origin: MEMBER,
+            request_id: 0,
+            caller,
+            body,
+        });
+    let ours: Vec<String> = ours
+        .map(|command| {
+            command
+                .encode()
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect()
+        })
+        .collect();
+    let theirs: Vec<&str> = COMMANDS_AUTH.lines().collect();
+    assert_eq!(theirs, ours, "the encoding has changed");
+
+    let mut applier = applier(&MemoryDisk::default());
+    let entries = theirs
+        .iter()
+        .zip(1..)
+        .map(|(line, index)| entry(index, vec![from_hex(line)]));
+    applier.apply(entries.collect()).unwrap();
+
+    let value = |key: &'static str| {
+        let query = kv_mvcc::RangeQuery::new(KeyRange::Single(key.into()));
+        let found = applier.store.range(&query).unwrap().kvs.pop();
+        found.map(|kv| String::from_utf8(kv.value.to_vec()).unwrap())
+    };
+    assert_eq!(value("a").as_deref(), Some("permitted"));
+    assert_eq!(value("b"), None);
+    assert_eq!(value("m").as_deref(), Some("the member"));
+    assert_eq!(value("r").as_deref(), Some("root"));
+    assert_eq!(value("n").as_deref(), Some("nobody"));
+    let auth = applier.auth.state();
+    assert_eq!((auth.is_enabled(), auth.revision()), (false, 13));
+    assert_eq!(auth.user_names(), ["root"]);
+    assert!(auth.role_names().is_empty());
+    assert_eq!(applier.store.hash_kv(0).unwrap().hash, HASH_AUTH);
+}
+
+#[test]
+fn users_and_roles_survive_a_restart() {
+    let disk = MemoryDisk::default();
+    let mut first = applier(&disk);
+    let commands = examples_of_auth()
+        .into_iter()
+        .take(9)
+        .map(|(caller, body)| {
+            let command = Command {
+                origin: MEMBER,
+                request_id: 0,
+                caller,
+                body,
+            };
+            command.encode()
+        });
+    let entries = commands
+        .zip(1..)
+        .map(|(command, index)| entry(index, vec![command]));
+    first.apply(entries.collect()).unwrap();
+    let before = first.auth.state();
+    assert!(before.is_enabled());
+    first.store.backend().checkpoint().unwrap();
+    drop(first);
+
+    let second = applier(&disk);
+    restore_tables(
+        second.store.backend(),
+        &second.cluster,
+        &second.alarms,
+        &second.auth,
+    )
+    .unwrap();
+    assert_eq!(second.auth.state(), before);
 }
 
 fn from_hex(line: &str) -> Bytes {
@@ -246,7 +432,13 @@ fn commands_about_the_cluster_keep_their_bytes_and_their_effect() {
     first.store.backend().checkpoint().unwrap();
     drop(first);
     let second = applier(&disk);
-    restore_tables(second.store.backend(), &second.cluster, &second.alarms).unwrap();
+    restore_tables(
+        second.store.backend(),
+        &second.cluster,
+        &second.alarms,
+        &second.auth,
+    )
+    .unwrap();
     check(&second);
 }
 
@@ -286,7 +478,10 @@ fn a_restart_inside_a_packed_entry_repeats_nothing() {
             };
             let body = Command::decode(commands[n].clone()).unwrap().body;
             let extra = applier.progress_ops(n, commands.len());
-            applier.apply_command(body, extra).unwrap().unwrap();
+            applier
+                .apply_command(&Caller::Nobody, body, extra)
+                .unwrap()
+                .unwrap();
         }
         applier.store.backend().checkpoint().unwrap();
     }
@@ -373,7 +568,13 @@ fn a_change_of_the_members_and_the_table_are_one_step_that_survives_a_restart() 
     first.store.backend().checkpoint().unwrap();
     drop(first);
     let mut second = applier(&disk);
-    restore_tables(second.store.backend(), &second.cluster, &second.alarms).unwrap();
+    restore_tables(
+        second.store.backend(),
+        &second.cluster,
+        &second.alarms,
+        &second.auth,
+    )
+    .unwrap();
     check(&second);
     let applied = second.applied().unwrap();
     assert_eq!(
@@ -426,7 +627,9 @@ fn a_checkpoint_names_what_is_durable_also_after_an_install() {
 }
 
 fn apply_one(applier: &mut Applier, body: Body) -> Outcome {
-    applier.apply_command(body, Vec::new()).unwrap()
+    applier
+        .apply_command(&Caller::Nobody, body, Vec::new())
+        .unwrap()
 }
 
 fn alarm(action: AlarmAction, member_id: u64, kind: AlarmType) -> Body {
@@ -583,7 +786,13 @@ fn quota_clears_its_own_alarm_and_no_other_also_after_a_restart() {
     first.store.backend().checkpoint().unwrap();
     drop(first);
     let mut second = applier(&disk);
-    restore_tables(second.store.backend(), &second.cluster, &second.alarms).unwrap();
+    restore_tables(
+        second.store.backend(),
+        &second.cluster,
+        &second.alarms,
+        &second.auth,
+    )
+    .unwrap();
     assert!(nospace(&second));
     apply_one(&mut second, quota(false)).unwrap();
     assert!(!nospace(&second));
@@ -594,7 +803,13 @@ fn quota_clears_its_own_alarm_and_no_other_also_after_a_restart() {
     second.store.backend().checkpoint().unwrap();
     drop(second);
     let mut third = applier(&disk);
-    restore_tables(third.store.backend(), &third.cluster, &third.alarms).unwrap();
+    restore_tables(
+        third.store.backend(),
+        &third.cluster,
+        &third.alarms,
+        &third.auth,
+    )
+    .unwrap();
     apply_one(&mut third, quota(false)).unwrap();
     assert!(nospace(&third), "somebody asked for it meanwhile");
 }

@@ -245,7 +245,6 @@ fn parse_initial_cluster(text: &str) -> Result<Vec<(String, Url)>, String> {
     Ok(members)
 }
 
-const NO_AUTH: &str = "users and permissions are not available yet";
 const OWN_DEADLINES: &str = "deadlines between members follow --election-timeout";
 const NO_ADDRESS_CHECK: &str = "addresses in the certificates of those who connect are not checked";
 const DOWNGRADES_ARE_WATCHED: &str = "the leader looks at each member's version every 4 s";
@@ -386,9 +385,9 @@ pub static FLAGS: &[Flag] = &[
     )
     .section(Section::Security),
     // Auth.
-    Flag::new("auth-token", "simple", Target::Text(|c| &mut c.auth_token), "Kind of token, and its options.").section(Section::Auth).accepted(NO_AUTH),
-    Flag::new("bcrypt-cost", "10", Target::Uint(|c| &mut c.bcrypt_cost), "Work spent on each password.").section(Section::Auth).accepted(NO_AUTH),
-    Flag::new("auth-token-ttl", "300", Target::Seconds(|c| &mut c.auth_token_ttl), "Seconds that a simple token lives.").section(Section::Auth).accepted(NO_AUTH),
+    Flag::new("auth-token", "simple", Target::Text(|c| &mut c.auth_token), "Kind of token, and its options.").section(Section::Auth),
+    Flag::new("bcrypt-cost", "10", Target::Uint(|c| &mut c.bcrypt_cost), "Work spent on each password.").section(Section::Auth),
+    Flag::new("auth-token-ttl", "300", Target::Seconds(|c| &mut c.auth_token_ttl), "Seconds that a simple token lives.").section(Section::Auth),
     // Compaction.
     Flag::new("auto-compaction-retention", "0", Target::Text(|c| &mut c.auto_compaction_retention), "History kept by automatic compaction. 0: it is off.").section(Section::Compaction),
     Flag::new(

@@ -9,6 +9,7 @@ use super::gates::Gate;
 use super::notice::Notice;
 use super::url::Url;
 use super::{Config, Error, TlsFiles, TlsVersion};
+use crate::auth::TokenKind;
 
 /// Longest election timeout: a cluster that waits longer is as good as down.
 const ELECTION_TIMEOUT_MAX: Duration = Duration::from_secs(50);
@@ -183,6 +184,9 @@ impl Config {
         }
         if self.max_request_bytes > u64::from(u32::MAX) - (1 << 20) {
             return conflict("--max-request-bytes must be below 4 GiB, the largest gRPC message");
+        }
+        if let Err(error) = TokenKind::parse(&self.auth_token) {
+            return conflict(format!("--auth-token: {error}"));
         }
         if !(4..=31).contains(&self.bcrypt_cost) {
             return conflict(format!(

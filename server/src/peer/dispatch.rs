@@ -14,6 +14,7 @@ use tower::Service;
 
 use super::pages::PeerPages;
 use super::service::PeerService;
+use crate::listener::Introduced;
 use crate::member::Member;
 
 /// Name of the service in the paths of its calls.
@@ -37,6 +38,11 @@ impl PeerDispatch {
             pages: Arc::new(PeerPages::new(member)),
         }
     }
+}
+
+impl Introduced for PeerDispatch {
+    /// Members are known by their handshake.
+    fn introduce(&mut self, _common_name: String) {}
 }
 
 impl hyper::service::Service<Request<Incoming>> for PeerDispatch {

@@ -15,6 +15,7 @@ use kv_proto::etcdserverpb::{
 };
 use tonic::{Request, Response, Status};
 
+use super::credentials;
 use crate::config::Url;
 use crate::member::Member;
 use crate::{Error, clock, cluster, leader};
@@ -62,9 +63,11 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
+        let credentials = credentials(&request);
         if request.into_inner().linearizable {
             self.0.reads.linearizable().await?;
         }
+        self.0.named(&credentials).await?;
         Ok(Response::new(MemberListResponse {
             header: self.header(),
             members: self.0.cluster.list(),
@@ -75,11 +78,13 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
+        let credentials = credentials(&request);
         let MemberAddRequest {
             peer_ur_ls,
             is_learner,
         } = request.into_inner();
         let peer_urls = checked_urls(&peer_ur_ls)?;
+        self.0.admin(&credentials).await?;
         let added_at = clock::wall_ms() / 1000;
         let id = cluster::member_id(&peer_urls, &added_at.to_string());
         self.change(Question::MemberAdd(commandpb::MemberAdd {
@@ -105,6 +110,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
+        self.0.admin(&credentials(&request)).await?;
         let id = request.into_inner().id;
         self.change(Question::MemberRemove(commandpb::MemberRemove { id }))
             .await?;
@@ -118,8 +124,10 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
+        let credentials = credentials(&request);
         let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
         let peer_urls = checked_urls(&peer_ur_ls)?;
+        self.0.admin(&credentials).await?;
         self.change(Question::MemberUpdate(commandpb::MemberUpdate {
             id,
             peer_urls,
@@ -135,6 +143,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
+        self.0.admin(&credentials(&request)).await?;
         let id = request.into_inner().id;
         self.change(Question::MemberPromote(commandpb::MemberPromote { id }))
             .await?;

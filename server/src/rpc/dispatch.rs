@@ -43,7 +43,9 @@ use super::requires_leader;
 use super::status::with_grpc_go_texts;
 use super::watch::WatchService;
 use crate::Error;
+use crate::auth::CommonName;
 use crate::http::{Front, Listener, Pages};
+use crate::listener::Introduced;
 use crate::member::Member;
 use crate::metrics::MethodMetrics;
 
@@ -76,6 +78,8 @@ pub(crate) struct Dispatch {
     offers: Offers,
     /// The client API version that this connection sends, with its counters; one connection seldom sends two.
     version: Arc<OnceLock<ClientVersion>>,
+    /// Whom the certificate of the connection names, under `--client-cert-auth`.
+    common_name: Option<CommonName>,
 }
 
 /// All services of the member.
@@ -159,6 +163,7 @@ impl Dispatch {
             services: Arc::new(services),
             offers: Offers::Grpc,
             version: Arc::default(),
+            common_name: None,
         }
     }
 
@@ -187,6 +192,11 @@ impl Dispatch {
         let services = self.services.clone();
         if let Err(error) = self.admit(request.uri().path(), request.headers()) {
             return ready(Status::from(error));
+        }
+        if let Some(common_name) = &self.common_name
+            && services.member.auth.is_enabled()
+        {
+            request.extensions_mut().insert(common_name.clone());
         }
         let path = request.uri().path();
         let (service, name) = path
@@ -297,6 +307,14 @@ impl Dispatch {
             return Err(Error::NoLeader);
         }
         Ok(())
+    }
+}
+
+impl Introduced for Dispatch {
+    fn introduce(&mut self, common_name: String) {
+        if self.services.member.config.client_tls.client_cert_auth {
+            self.common_name = Some(CommonName(common_name.into()));
+        }
     }
 }
 

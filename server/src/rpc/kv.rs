@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::Stream;
 use kv_mvcc::{RangeAnswer, RangeChunk, RangeEnd, RangeQuery, RangeStream, Store};
-use kv_proto::command::Body;
+use kv_proto::command::{Body, Caller};
 use kv_proto::etcdserverpb::kv_server::Kv;
 use kv_proto::etcdserverpb::request_op::Request as Op;
 use kv_proto::etcdserverpb::{
@@ -18,8 +18,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::large_range::{InPieces, LargeRange};
-use super::{fill, range_query, validate};
+use super::{credentials, fill, range_query, validate};
 use crate::apply::{self, Response as Applied};
+use crate::auth::{Access, Credentials};
 use crate::member::Member;
 use crate::range_budget::Grant;
 use crate::{Error, Result, quota};
@@ -37,7 +38,11 @@ pub(crate) struct KvService(pub(crate) Arc<Member>);
 
 impl KvService {
     /// The answer, with its part of the memory if it is a large one.
-    async fn range_answer(&self, request: RangeRequest) -> Result<(RangeAnswer, Option<Grant>)> {
+    async fn range_answer(
+        &self,
+        credentials: &Credentials,
+        request: RangeRequest,
+    ) -> Result<(RangeAnswer, Option<Grant>)> {
         let member = &self.0;
         if !request.serializable {
             if member.cluster.is_learner(member.id) {
@@ -45,7 +50,18 @@ impl KvService {
             }
             member.reads.linearizable().await?;
         }
-        let query = range_query(request);
+        let caller = member.caller(credentials).await?;
+        let (key, range_end) = (&request.key, &request.range_end);
+        member
+            .auth
+            .check_range(&caller, Access::Read, key, range_end)?;
+        let answer = self.range(range_query(request)).await;
+        member.auth.check_unchanged(&caller)?;
+        answer
+    }
+
+    async fn range(&self, query: RangeQuery) -> Result<(RangeAnswer, Option<Grant>)> {
+        let member = &self.0;
         // Small, and in memory: answered on the connection's thread.
         if is_small(&query)
             && let Some(answer) = member.store.try_range(&query)?
@@ -62,6 +78,28 @@ impl KvService {
         };
         let grant = member.range_budget.settle(grant, answer_bytes(&answer));
         Ok((answer, grant))
+    }
+
+    /// A transaction that only reads, if the caller may have all of it and nothing of auth changes meanwhile.
+    async fn read_only_txn(
+        &self,
+        credentials: &Credentials,
+        request: TxnRequest,
+    ) -> Result<TxnResponse> {
+        let member = &self.0;
+        let caller = member.caller(credentials).await?;
+        let lessor = member.store.lessor();
+        member.auth.state().check_txn(&caller, lessor, &request)?;
+        let queries = ranges(&request).flatten().cloned().map(range_query);
+        let estimate = queries.map(|q| member.store.estimate_bytes(&q)).sum();
+        let grant = member.range_budget.acquire(estimate).await?;
+        let read = move |store: &Store| apply::read_only_txn(store, request);
+        let answer = match grant {
+            Some(_) => member.read_large(read).await,
+            None => member.read_blocking(read).await,
+        };
+        member.auth.check_unchanged(&caller)?;
+        answer
     }
 }
 
@@ -87,11 +125,12 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
+        let credentials = credentials(&request);
         let in_pieces = request.extensions().get::<InPieces>().is_some();
         let request = request.into_inner();
         validate::range(&request)?;
         self.0.metrics.mvcc.range.inc();
-        let (answer, grant) = self.range_answer(request).await?;
+        let (answer, grant) = self.range_answer(&credentials, request).await?;
         let RangeAnswer {
             revision,
             kvs,
@@ -122,21 +161,28 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let credentials = credentials(&request);
         let request = request.into_inner();
         validate::range_stream(&request)?;
         if !request.serializable {
             self.0.reads.linearizable().await?;
         }
+        let caller = self.0.caller(&credentials).await?;
+        let (key, range_end) = (&request.key, &request.range_end);
+        self.0
+            .auth
+            .check_range(&caller, Access::Read, key, range_end)?;
         let (chunks, stream) = tokio::sync::mpsc::channel(CHUNKS_AHEAD);
-        tokio::spawn(send_chunks(self.0.clone(), request, chunks));
+        tokio::spawn(send_chunks(self.0.clone(), caller, request, chunks));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let credentials = credentials(&request);
         let request = request.into_inner();
         self.0.check_quota(quota::put_cost(&request)).await?;
         validate::put(&request)?;
-        match self.0.propose(Body::Put(request)).await? {
+        match self.0.propose(&credentials, Body::Put(request)).await? {
             Applied::Put(mut response) => {
                 response.header = fill(&self.0, response.header);
                 Ok(Response::new(response))
@@ -149,9 +195,14 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let credentials = credentials(&request);
         let request = request.into_inner();
         validate::delete_range(&request)?;
-        match self.0.propose(Body::DeleteRange(request)).await? {
+        match self
+            .0
+            .propose(&credentials, Body::DeleteRange(request))
+            .await?
+        {
             Applied::DeleteRange(mut response) => {
                 response.header = fill(&self.0, response.header);
                 Ok(Response::new(response))
@@ -161,6 +212,7 @@ impl Kv for KvService {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let credentials = credentials(&request);
         let request = request.into_inner();
         self.0.check_quota(quota::txn_cost(&request)).await?;
         validate::txn(&request, self.0.config.max_txn_ops as usize)?;
@@ -168,16 +220,9 @@ impl Kv for KvService {
             if !is_serializable(&request) {
                 self.0.reads.linearizable().await?;
             }
-            let queries = ranges(&request).flatten().cloned().map(range_query);
-            let estimate = queries.map(|q| self.0.store.estimate_bytes(&q)).sum();
-            let grant = self.0.range_budget.acquire(estimate).await?;
-            let read = move |store: &Store| apply::read_only_txn(store, request);
-            match grant {
-                Some(_) => self.0.read_large(read).await?,
-                None => self.0.read_blocking(read).await?,
-            }
+            self.read_only_txn(&credentials, request).await?
         } else {
-            match self.0.propose(Body::Txn(request)).await? {
+            match self.0.propose(&credentials, Body::Txn(request)).await? {
                 Applied::Txn(response) => response,
                 other => return Err(unexpected(&other)),
             }
@@ -190,9 +235,15 @@ impl Kv for KvService {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
+        let credentials = credentials(&request);
+        self.0.admin(&credentials).await?;
         let request = request.into_inner();
         let physical = request.physical;
-        match self.0.propose(Body::Compaction(request)).await? {
+        match self
+            .0
+            .propose(&credentials, Body::Compaction(request))
+            .await?
+        {
             Applied::Compaction(handle) => {
                 if physical {
                     handle.wait().await.map_err(Error::from)?;
@@ -239,6 +290,7 @@ fn is_serializable(request: &TxnRequest) -> bool {
 /// The first has 10 keys, then the number doubles or halves outside half to twice the aim. Source: etcd v3.7.
 async fn send_chunks(
     member: Arc<Member>,
+    caller: Caller,
     request: RangeRequest,
     chunks: tokio::sync::mpsc::Sender<Result<RangeStreamResponse, Status>>,
 ) {
@@ -269,7 +321,13 @@ async fn send_chunks(
                 let message = RangeStreamResponse {
                     range_response: Some(response),
                 };
-                if chunks.send(Ok(message)).await.is_err() || last {
+                if chunks.send(Ok(message)).await.is_err() {
+                    return;
+                }
+                if last {
+                    if let Err(error) = member.auth.check_unchanged(&caller) {
+                        let _ = chunks.send(Err(error.into())).await;
+                    }
                     return;
                 }
             }

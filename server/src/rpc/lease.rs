@@ -4,9 +4,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use kv_proto::command::Body;
+use kv_proto::command::{Body, Caller};
 use kv_proto::etcdserverpb::lease_server::Lease;
 use kv_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
@@ -17,8 +18,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::kv::unexpected;
 use super::status::with_grpc_go_texts;
-use super::{fill, leader_lost, requires_leader};
+use super::{credentials, fill, leader_lost, requires_leader};
 use crate::apply::Response as Applied;
+use crate::auth::{Access, Credentials, State};
 use crate::member::Member;
 use crate::{Error, Result, lease, quota};
 
@@ -50,6 +52,37 @@ impl LeaseService {
     }
 }
 
+/// Whether the caller may keep a lease alive: every key on it has to be writable.
+///
+/// This member's own view of the lease is asked, as in etcd.
+async fn check_renewal(member: &Member, credentials: &Credentials, id: i64) -> Result<()> {
+    if !member.auth.is_enabled() {
+        return Ok(());
+    }
+    let caller = member.named(credentials).await?;
+    let auth = member.auth.state();
+    auth.check_lease(&caller, member.store.lessor(), id, Access::Write)?;
+    if auth.revision() != member.auth.revision() {
+        return Err(Error::AuthOldRevision);
+    }
+    Ok(())
+}
+
+/// Whether the keys that the leader named may be shown: this member may not have known all of them before.
+fn check_seen(member: &Member, auth: &State, caller: &Caller, keys: &[Bytes]) -> Result<()> {
+    if !auth.is_enabled() {
+        return Ok(());
+    }
+    if auth.revision() != member.auth.revision() {
+        return Err(Error::AuthOldRevision);
+    }
+    if auth.check_admin(caller).is_ok() {
+        return Ok(());
+    }
+    keys.iter()
+        .try_for_each(|key| auth.check_range(caller, Access::Read, key, b""))
+}
+
 /// The end of the member's id, then the time, then room to count: members that start in the same millisecond choose apart.
 ///
 /// Source: etcd 3.7, pkg/idutil.
@@ -69,6 +102,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let credentials = credentials(&request);
         let mut request = request.into_inner();
         self.member.check_quota(quota::LEASE_COST).await?;
         let is_chosen_here = request.id == 0;
@@ -78,7 +112,8 @@ impl Lease for LeaseService {
             if is_chosen_here {
                 request.id = self.choose_id();
             }
-            match self.member.propose(Body::LeaseGrant(request)).await {
+            let body = Body::LeaseGrant(request);
+            match self.member.propose(&credentials, body).await {
                 // A client may have chosen this id before us; it did not ask for it now.
                 Err(Error::LeaseExists) if is_chosen_here => {}
                 Err(error) => return Err(error.into()),
@@ -95,11 +130,9 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        match self
-            .member
-            .propose(Body::LeaseRevoke(request.into_inner()))
-            .await?
-        {
+        let credentials = credentials(&request);
+        let body = Body::LeaseRevoke(request.into_inner());
+        match self.member.propose(&credentials, body).await? {
             Applied::LeaseRevoke(mut response) => {
                 response.header = fill(&self.member, response.header);
                 Ok(Response::new(response))
@@ -117,9 +150,15 @@ impl Lease for LeaseService {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let needs_leader = requires_leader(request.metadata().as_ref());
         let leader_lost = Box::pin(leader_lost(self.member.clone(), needs_leader));
-        let state = Some((self.member.clone(), request.into_inner(), leader_lost));
+        let credentials = credentials(&request);
+        let state = Some((
+            self.member.clone(),
+            credentials,
+            request.into_inner(),
+            leader_lost,
+        ));
         let responses = unfold(state, move |state| async move {
-            let (member, mut requests, mut leader_lost) = state?;
+            let (member, credentials, mut requests, mut leader_lost) = state?;
             let message = tokio::select! {
                 message = requests.message() => message,
                 () = &mut leader_lost => return Some((Err(Error::NoLeader.into()), None)),
@@ -132,10 +171,14 @@ impl Lease for LeaseService {
             };
             // Taken before the renewal: a client must not see a renewal at a revision that already revoked the lease.
             let header = Some(member.header(member.store.revision()));
-            match lease::renew(&member, id).await {
+            let renewed = match check_renewal(&member, &credentials, id).await {
+                Ok(()) => lease::renew(&member, id).await,
+                Err(error) => Err(error),
+            };
+            match renewed {
                 Ok(ttl) => Some((
                     Ok(LeaseKeepAliveResponse { header, id, ttl }),
-                    Some((member, requests, leader_lost)),
+                    Some((member, credentials, requests, leader_lost)),
                 )),
                 Err(error) => Some((Err(error.into()), None)),
             }
@@ -147,8 +190,19 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let member = &self.member;
+        let caller = member.named(&credentials(&request)).await?;
         let request = request.into_inner();
-        let seen = lease::look(&self.member, request.id, request.keys).await?;
+        let auth = member.auth.state();
+        // The keys are what has to be readable, so without them nothing has.
+        if request.keys {
+            let lessor = member.store.lessor();
+            auth.check_lease(&caller, lessor, request.id, Access::Read)?;
+        }
+        let seen = lease::look(member, request.id, request.keys).await?;
+        if request.keys {
+            check_seen(member, &auth, &caller, &seen.keys)?;
+        }
         let response = LeaseTimeToLiveResponse {
             header: Some(self.member.header(self.member.store.revision())),
             id: request.id,
@@ -161,9 +215,19 @@ impl Lease for LeaseService {
 
     async fn lease_leases(
         &self,
-        _request: Request<LeaseLeasesRequest>,
+        request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let ids = self.member.store.lessor().leases();
+        let member = &self.member;
+        let lessor = member.store.lessor();
+        let caller = member.named(&credentials(&request)).await?;
+        let auth = member.auth.state();
+        let ids = lessor.leases();
+        for &id in &ids {
+            auth.check_lease(&caller, lessor, id, Access::Read)?;
+        }
+        if auth.revision() != member.auth.revision() {
+            return Err(Error::AuthOldRevision.into());
+        }
         let leases = ids.into_iter().map(|id| LeaseStatus { id }).collect();
         let header = Some(self.member.header(self.member.store.revision()));
         Ok(Response::new(LeaseLeasesResponse { header, leases }))

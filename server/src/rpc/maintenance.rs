@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::{Stream, StreamExt};
 use kv_mvcc::EtcdPart;
 use kv_proto::command::Body;
+use kv_proto::etcdserverpb::alarm_request::AlarmAction;
 use kv_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use kv_proto::etcdserverpb::maintenance_server::Maintenance;
 use kv_proto::etcdserverpb::{
@@ -17,8 +18,8 @@ use kv_proto::etcdserverpb::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::fill;
 use super::kv::unexpected;
+use super::{credentials, fill};
 use crate::apply::Response as Applied;
 use crate::member::Member;
 use crate::{backup, build, downgrade, quota, reconfigure};
@@ -33,7 +34,14 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
-        match self.0.propose(Body::Alarm(request.into_inner())).await? {
+        let credentials = credentials(&request);
+        let request = request.into_inner();
+        if request.action == AlarmAction::Get as i32 {
+            self.0.named(&credentials).await?;
+        } else {
+            self.0.admin(&credentials).await?;
+        }
+        match self.0.propose(&credentials, Body::Alarm(request)).await? {
             Applied::Alarm(mut response) => {
                 response.header = fill(&self.0, None);
                 Ok(Response::new(response))
@@ -42,8 +50,12 @@ impl Maintenance for MaintenanceService {
         }
     }
 
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
         let member = &self.0;
+        member.named(&credentials(&request)).await?;
         let raft = member.node.status();
         let sizes = member.store.backend().size();
         let mut errors: Vec<String> = Vec::new();
@@ -86,15 +98,17 @@ impl Maintenance for MaintenanceService {
 
     async fn defragment(
         &self,
-        _: Request<DefragmentRequest>,
+        request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
+        self.0.admin(&credentials(&request)).await?;
         self.0
             .read_blocking(|store| Ok(store.backend().defragment()?))
             .await?;
         Ok(Response::new(DefragmentResponse { header: None }))
     }
 
-    async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        self.0.admin(&credentials(&request)).await?;
         let (hash, revision) = self.0.read_blocking(|store| Ok(store.hash()?)).await?;
         let header = Some(self.0.header(revision));
         Ok(Response::new(HashResponse { header, hash }))
@@ -104,6 +118,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
+        self.0.admin(&credentials(&request)).await?;
         let revision = request.into_inner().revision;
         let hash = self
             .0
@@ -121,8 +136,9 @@ impl Maintenance for MaintenanceService {
 
     async fn snapshot(
         &self,
-        _: Request<SnapshotRequest>,
+        request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.0.admin(&credentials(&request)).await?;
         let version = self.0.storage_version().map(|v| v.to_string());
         let version = version.unwrap_or_default();
         let parts = ReceiverStream::new(backup::send(self.0.clone())?);
@@ -142,6 +158,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
+        self.0.admin(&credentials(&request)).await?;
         reconfigure::move_leader(&self.0, request.into_inner().target_id).await?;
         Ok(Response::new(MoveLeaderResponse { header: None }))
     }
@@ -150,6 +167,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
+        self.0.admin(&credentials(&request)).await?;
         let DowngradeRequest { action, version } = request.into_inner();
         let member = &self.0;
         let version = match DowngradeAction::try_from(action) {

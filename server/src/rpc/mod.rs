@@ -27,7 +27,13 @@ use kv_proto::key_range::KeyRange;
 
 pub(crate) use dispatch::{Dispatch, Offers};
 
+use crate::auth::Credentials;
 use crate::member::Member;
+
+/// Who the caller says to be.
+fn credentials<T>(request: &tonic::Request<T>) -> Credentials {
+    Credentials::of(request.metadata().as_ref(), request.extensions())
+}
 
 /// What the store is asked for a Range request that `validate` let pass.
 pub(crate) fn range_query(request: RangeRequest) -> RangeQuery {

@@ -14,6 +14,15 @@ impl From<Error> for Status {
     }
 }
 
+/// Why a watcher is not created, as the text that clients find in the canceled response: Go's form of a status.
+pub(crate) fn watch_refusal(error: &Error) -> String {
+    let (code, text) = match error {
+        Error::InvalidAuthToken | Error::AuthOldRevision | Error::UserEmpty => wire(error),
+        _ => wire(&Error::PermissionDenied),
+    };
+    format!("rpc error: code = {code:?} desc = {text}")
+}
+
 fn wire(error: &Error) -> (Code, &str) {
     match error {
         Error::EmptyKey => (Code::InvalidArgument, "etcdserver: key is not provided"),
@@ -128,6 +137,57 @@ fn wire(error: &Error) -> (Code, &str) {
         Error::AuthNotEnabled => (
             Code::FailedPrecondition,
             "etcdserver: authentication is not enabled",
+        ),
+        Error::RootUserNotExist => (
+            Code::FailedPrecondition,
+            "etcdserver: root user does not exist",
+        ),
+        Error::RootRoleNotExist => (
+            Code::FailedPrecondition,
+            "etcdserver: root user does not have root role",
+        ),
+        Error::UserAlreadyExists => (
+            Code::FailedPrecondition,
+            "etcdserver: user name already exists",
+        ),
+        Error::UserEmpty => (Code::InvalidArgument, "etcdserver: user name is empty"),
+        Error::UserNotFound => (Code::FailedPrecondition, "etcdserver: user name not found"),
+        Error::RoleAlreadyExists => (
+            Code::FailedPrecondition,
+            "etcdserver: role name already exists",
+        ),
+        Error::RoleNotFound => (Code::FailedPrecondition, "etcdserver: role name not found"),
+        Error::RoleEmpty => (Code::InvalidArgument, "etcdserver: role name is empty"),
+        Error::AuthFailed => (
+            Code::InvalidArgument,
+            "etcdserver: authentication failed, invalid user ID or password",
+        ),
+        Error::NoPasswordUser => (
+            Code::Unknown,
+            "auth: authentication failed, password was given for no password user",
+        ),
+        Error::PasswordTooLong => (Code::Unknown, "bcrypt: password length exceeds 72 bytes"),
+        Error::PermissionNotGiven => (Code::InvalidArgument, "etcdserver: permission not given"),
+        Error::PermissionDenied => (Code::PermissionDenied, "etcdserver: permission denied"),
+        Error::RoleNotGranted => (
+            Code::FailedPrecondition,
+            "etcdserver: role is not granted to the user",
+        ),
+        Error::PermissionNotGranted => (
+            Code::FailedPrecondition,
+            "etcdserver: permission is not granted to the role",
+        ),
+        Error::InvalidAuthToken => (Code::Unauthenticated, "etcdserver: invalid auth token"),
+        Error::InvalidAuthManagement => {
+            (Code::InvalidArgument, "etcdserver: invalid auth management")
+        }
+        Error::AuthOldRevision => (
+            Code::InvalidArgument,
+            "etcdserver: revision of auth store is old",
+        ),
+        Error::TokenVerifyOnly => (
+            Code::Unknown,
+            "auth: token signing attempted with verify-only key",
         ),
         Error::Unimplemented(what) => (Code::Unimplemented, what),
         Error::Storage(what) => (Code::Unknown, what),

@@ -15,16 +15,17 @@ use http_body::{Body as HttpBody, Frame};
 use http_body_util::StreamBody;
 use kv_mvcc::watch::{StreamOptions, WatchCreate, WatchOutput, WatchStream};
 use kv_proto::etcdserverpb::watch_request::RequestUnion;
-use kv_proto::etcdserverpb::{ResponseHeader, WatchRequest};
+use kv_proto::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::body::Body;
 use tonic::{Status, Streaming};
 use tonic_prost::ProstDecoder;
 use tower::BoxError;
 
-use super::status::with_grpc_go_texts;
+use super::status::{watch_refusal, with_grpc_go_texts};
 use super::{leader_lost, requires_leader};
 use crate::Error;
+use crate::auth::{Access, Credentials};
 use crate::listener;
 use crate::member::Member;
 
@@ -34,6 +35,8 @@ const FRAGMENT_OVERHEAD_BYTES: usize = 512 * 1024;
 const GATHER_BYTES_MAX: usize = 32 * 1024;
 /// Encoded events from this size on are handed on as they are instead of being copied behind their message's head.
 const SHARE_BYTES_MIN: usize = 16 * 1024;
+/// What an empty key of a watch stands for.
+const FIRST_KEY: &[u8] = b"\0";
 /// The gRPC prefix of a message: not compressed, and its length.
 const GRPC_PREFIX_BYTES: usize = 5;
 
@@ -68,7 +71,12 @@ impl WatchService {
                 .open_stream(member.store.clone(), options),
         );
         let ended = CancellationToken::new();
-        let failed = tokio::spawn(read_requests(requests, stream.clone(), ended.clone()));
+        let creates = Creates {
+            member: member.clone(),
+            credentials: Credentials::of(&head.headers, &head.extensions),
+            stream: stream.clone(),
+        };
+        let failed = tokio::spawn(read_requests(requests, creates, ended.clone()));
         let leader_lost = Box::pin(leader_lost(member.clone(), requires_leader(&head.headers)));
         let responses = Responses {
             member,
@@ -196,12 +204,44 @@ fn trailers(status: &Status) -> HeaderMap {
     trailers
 }
 
+/// Creates the watchers of one stream, each if the caller may read what it watches then.
+struct Creates {
+    member: Arc<Member>,
+    credentials: Credentials,
+    stream: Arc<WatchStream>,
+}
+
+impl Creates {
+    async fn create(&self, request: &WatchCreateRequest) {
+        // A start that is refused anyway is refused for that.
+        if request.start_revision >= 0
+            && let Err(error) = self.check(request).await
+        {
+            self.stream.refuse(watch_refusal(&error));
+            return;
+        }
+        self.stream.create(WatchCreate::from_request(request));
+    }
+
+    async fn check(&self, request: &WatchCreateRequest) -> crate::Result<()> {
+        let caller = self.member.caller(&self.credentials).await?;
+        let key: &[u8] = if request.key.is_empty() {
+            FIRST_KEY
+        } else {
+            &request.key
+        };
+        let auth = &self.member.auth;
+        auth.check_range(&caller, Access::Read, key, &request.range_end)
+    }
+}
+
 /// Passes the client's requests to its stream until it sends no more.
 async fn read_requests(
     mut requests: Streaming<WatchRequest>,
-    stream: Arc<WatchStream>,
+    creates: Creates,
     ended: CancellationToken,
 ) -> Option<Status> {
+    let stream = creates.stream.clone();
     loop {
         let message = tokio::select! {
             message = requests.message() => message,
@@ -210,7 +250,7 @@ async fn read_requests(
         match message {
             Ok(Some(WatchRequest { request_union })) => match request_union {
                 Some(RequestUnion::CreateRequest(create)) => {
-                    stream.create(WatchCreate::from_request(&create));
+                    creates.create(&create).await;
                 }
                 Some(RequestUnion::CancelRequest(cancel)) => stream.cancel(cancel.watch_id),
                 Some(RequestUnion::ProgressRequest(_)) => stream.request_progress(),

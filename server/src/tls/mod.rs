@@ -126,6 +126,8 @@ struct Policy {
     provider: Arc<CryptoProvider>,
     versions: Vec<&'static SupportedProtocolVersion>,
     recheck: Duration,
+    /// Longest handshake.
+    patience: Duration,
 }
 
 /// Settings of one side, made again when the files change.
@@ -179,7 +181,8 @@ impl TlsAcceptor {
             let _ = tokio::task::spawn_blocking(move || acceptor.0.recheck()).await;
         }
         let acceptor = tokio_rustls::TlsAcceptor::from(self.0.current.load_full());
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        let patience = self.0.policy.patience;
+        match tokio::time::timeout(patience, acceptor.accept(stream)).await {
             Ok(accepted) => accepted,
             Err(_) => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
@@ -319,6 +322,7 @@ impl Policy {
             provider: Arc::new(provider),
             versions,
             recheck: RECHECK_INTERVAL,
+            patience: HANDSHAKE_TIMEOUT,
         })
     }
 

@@ -19,7 +19,7 @@ pub(super) fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let name = certificate
         .subject()
         .iter_common_name()
-        .next()?
+        .last()?
         .as_str()
         .ok()?;
     (!name.is_empty()).then(|| name.to_owned())

@@ -309,6 +309,28 @@ async fn revoked_certificates_are_refused() {
     .expect_err("in the list");
 }
 
+/// GHSA-6vch-q96h-7gc3 of etcd.
+#[tokio::test]
+async fn a_handshake_that_does_not_end_is_given_up() {
+    let authority = Authority::new();
+    let config = authority.config();
+    let policy = Policy::new(&config, config.client_tls.clone(), "").unwrap();
+    assert_eq!(policy.patience, HANDSHAKE_TIMEOUT);
+    let policy = Policy {
+        patience: Duration::from_millis(10),
+        ..policy
+    };
+    let acceptor = Arc::new(TlsAcceptor::new(policy).unwrap());
+    for first_bytes in [&b""[..], b"\x16\x03\x01"] {
+        let (mut near, far) = tokio::io::duplex(1024);
+        near.write_all(first_bytes).await.unwrap();
+        // The other side stays, and says nothing more.
+        let error = acceptor.accept(far).await.map(drop).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(near);
+    }
+}
+
 #[tokio::test]
 async fn new_files_are_taken_into_force_and_bad_ones_are_not() {
     let authority = Authority::new();

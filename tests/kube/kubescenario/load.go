@@ -247,8 +247,12 @@ func (s *scenario) load(l *ledger, watches []*loadWatch, servers []*apiserver) (
 	_, count := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return fmt.Sprintf("%d writes acknowledged in %.0f s, %d unanswered of which %d had happened, %d lists, store ready after kill in at most %d ms",
-		count, took.Seconds(), l.unanswered, l.landed, l.lists, down.Milliseconds()), nil
+	again := "store ready"
+	if s.members > 1 {
+		again = "writes"
+	}
+	return fmt.Sprintf("%d writes acknowledged in %.0f s, %d unanswered of which %d had happened, %d lists, %s after a kill in at most %d ms",
+		count, took.Seconds(), l.unanswered, l.landed, l.lists, again, down.Milliseconds()), nil
 }
 
 // killAgainAndAgain kills the store at random moments under load and starts it on the same folder and ports.

@@ -49,7 +49,11 @@ func clustered(s sizes, times, joinBytes int) []scenario {
 		return step
 	}
 	puts := func(where string, conns, clients int) step {
-		return at(where, run(fmt.Sprintf("put at the %s, %d clients", where, clients), "put", duration, fmt.Sprintf("--conns=%d", conns),
+		row := fmt.Sprintf("put at the %s, %d clients", where, clients)
+		if clients == 1 {
+			row = fmt.Sprintf("put at the %s, 1 client", where)
+		}
+		return at(where, run(row, "put", duration, fmt.Sprintf("--conns=%d", conns),
 			fmt.Sprintf("--clients=%d", clients), "--val-size=256", "--key-space-size=100000"))
 	}
 	get := func(where, consistency string) step {

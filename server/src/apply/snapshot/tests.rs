@@ -11,11 +11,12 @@ use kv_mvcc::backend::{Backend, EngineKind, Options};
 use kv_mvcc::lease::WithKeys;
 use kv_mvcc::watch::{StreamOptions, WatchCreate, WatchStream};
 use kv_mvcc::{RangeQuery, Store, StoreOptions};
-use kv_proto::command::{Body, Command};
-use kv_proto::commandpb::{ClusterVersionSet, MemberPublish};
+use kv_proto::command::{Body, Caller, Command};
+use kv_proto::commandpb::{AuthUserAdd, ClusterVersionSet, MemberPublish};
 use kv_proto::etcdserverpb::alarm_request::AlarmAction;
 use kv_proto::etcdserverpb::{
-    AlarmRequest, AlarmType, CompactionRequest, LeaseGrantRequest, PutRequest, WatchCreateRequest,
+    AlarmRequest, AlarmType, AuthRoleAddRequest, AuthUserGrantRoleRequest, CompactionRequest,
+    LeaseGrantRequest, PutRequest, WatchCreateRequest,
 };
 use kv_proto::key_range::KeyRange;
 use kv_raft::{
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
 use crate::apply::Applier;
+use crate::auth::Auth;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -162,6 +164,7 @@ struct Running {
     store: Arc<Store>,
     cluster: Arc<Cluster>,
     alarms: Arc<Alarms>,
+    auth: Arc<Auth>,
     dir: TempDir,
 }
 
@@ -219,12 +222,14 @@ impl Members {
             .backend()
             .set_commit_gate(move |index| crate::server::wait_flushed(&gate, index));
         let (cluster, alarms) = (Arc::new(Cluster::new(7)), Arc::new(Alarms::default()));
-        super::restore_tables(store.backend(), &cluster, &alarms).unwrap();
         let config = Config::default();
+        let auth = Arc::new(Auth::new(&config, Instant::now()).unwrap());
+        super::restore_tables(store.backend(), &cluster, &alarms, &auth).unwrap();
         let applier = Applier::new(
             store.clone(),
             cluster.clone(),
             alarms.clone(),
+            auth.clone(),
             Wait::new(1),
             Arc::new(Metrics::new(&config)),
             id,
@@ -260,6 +265,7 @@ impl Members {
             store,
             cluster,
             alarms,
+            auth,
             dir,
         };
         self.members.insert(id, running);
@@ -326,6 +332,7 @@ impl Members {
         let command = Command {
             origin: leader,
             request_id: 0,
+            caller: Caller::Nobody,
             body,
         };
         // The test then waits in vain for the command.
@@ -374,6 +381,21 @@ impl Members {
             version: "3.7.0".into(),
         };
         self.propose(leader, Body::ClusterVersionSet(version)).await;
+        let user = AuthUserAdd {
+            name: "alice".into(),
+            no_password: true,
+            ..Default::default()
+        };
+        self.propose(leader, Body::AuthUserAdd(user)).await;
+        let role = AuthRoleAddRequest {
+            name: "reader".into(),
+        };
+        self.propose(leader, Body::AuthRoleAdd(role)).await;
+        let granted = AuthUserGrantRoleRequest {
+            user: "alice".into(),
+            role: "reader".into(),
+        };
+        self.propose(leader, Body::AuthUserGrantRole(granted)).await;
         let alarm = AlarmRequest {
             action: AlarmAction::Activate as i32,
             member_id: 2,
@@ -421,6 +443,8 @@ impl Members {
         assert_eq!(a.cluster.list(), b.cluster.list());
         assert_eq!(a.cluster.version(), b.cluster.version());
         assert_eq!(a.alarms.get(0), b.alarms.get(0));
+        assert_eq!(a.auth.state(), b.auth.state());
+        assert_eq!(a.auth.state().user("alice").unwrap().roles(), ["reader"]);
     }
 }
 
