@@ -37,7 +37,7 @@ fn objects(pieces: &[&[u8]]) -> (Vec<Bytes>, bool) {
     for piece in pieces {
         values.push(piece);
         loop {
-            match values.next() {
+            match values.next_object() {
                 Ok(Some(object)) => found.push(object),
                 Ok(None) => break,
                 Err(_) => return (found, true),

@@ -86,7 +86,59 @@ pub(crate) async fn run(node: Weak<Inner>, period: Duration, patience: Duration)
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use kv_wal::Wal;
+    use parking_lot::{Condvar, Mutex};
+
     use super::*;
+    use crate::testing::{Cluster, PATIENCE};
+
+    /// A disk that stands still until this is dropped: the log's writer waits behind its next fsync.
+    struct Stall {
+        stalled: Arc<(Mutex<bool>, Condvar)>,
+    }
+
+    impl Stall {
+        fn of(wal: &Wal) -> Stall {
+            let stalled = Arc::new((Mutex::new(true), Condvar::new()));
+            let seen = stalled.clone();
+            wal.set_fsync_observer(Box::new(move |_, _| {
+                let mut stalled = seen.0.lock();
+                while *stalled {
+                    seen.1.wait(&mut stalled);
+                }
+            }));
+            Stall { stalled }
+        }
+    }
+
+    impl Drop for Stall {
+        fn drop(&mut self) {
+            *self.stalled.0.lock() = false;
+            self.stalled.1.notify_all();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn leader_whose_disk_stands_still_hands_over_and_follows() {
+        let cluster = Cluster::start(|config| config).await;
+        let leader = cluster.leader().await;
+        let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+        let stall = Stall::of(cluster.member(leader).wal());
+
+        // The others' disks take it.
+        cluster.member(others[0]).put("beside the disk").await;
+        let next = tokio::time::timeout(PATIENCE, cluster.leader_of(&others));
+        let next = next.await.expect("nobody else leads");
+        cluster.member(next).put("by the next leader").await;
+
+        drop(stall);
+        cluster.caught_up(leader, next).await;
+        let commands = cluster.member(leader).ledger.commands();
+        assert_eq!(commands, ["beside the disk", "by the next leader"]);
+        cluster.stop().await;
+    }
 
     #[tokio::test(start_paused = true)]
     async fn debt_grows_only_while_entries_wait_and_none_reaches_the_disk() {

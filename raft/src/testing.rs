@@ -336,6 +336,10 @@ impl Member {
         &self.running.as_ref().unwrap().0
     }
 
+    pub(crate) fn wal(&self) -> &Wal {
+        &self.running.as_ref().unwrap().1
+    }
+
     pub(crate) async fn wait_leading(&self) -> Status {
         self.wait_status(|status| status.role == Role::Leader && status.leader == Some(self.id))
             .await

@@ -3,11 +3,12 @@
 //! Equal members fill together, so none may need space from elsewhere to recover. The room that is left when NOSPACE is
 //! raised takes what is buffered and in flight, and then reads, deletes, compaction and defragmentation:
 //! - NOSPACE is raised when the log cannot prepare its next segment, when the reserve is not whole, or when the
-//!   database has less than [`SHORT_BYTES`] to grow into, free pages of its own files included.
+//!   database has less than [`SHORT_BYTES`] to grow into, the gaps in its own files included that the engine fills.
 //! - Between two looks at the disk no more data is accepted than a part of the room that was seen ([`Allowance`]), so
 //!   that a look which comes late is not too late.
-//! - The reserve is given back bit by bit, so that [`KEPT_FREE_BYTES`] stay free: less than a log segment, whose
-//!   preparation is tried again all the while and must not take what the database needs.
+//! - The reserve is given back bit by bit, so that there is room for what the write buffer holds, and
+//!   [`KEPT_FREE_BYTES`] beside: less than a log segment in all, whose preparation is tried again all the while and must
+//!   not take what the database needs.
 //! - The reserve is made whole again when that leaves [`SHORT_BYTES`]. The alarm stays until it is disarmed, as etcd's
 //!   does; disarmed too early, it is raised again.
 //!
@@ -31,8 +32,11 @@ use crate::member::Member;
 const PERIOD: Duration = Duration::from_millis(100);
 /// Less than this to grow into, and the member takes no more data: as much as the database's write buffer may hold.
 pub(crate) const SHORT_BYTES: u64 = 64 << 20;
-/// The reserve is given back as long as less than this is free.
+/// The reserve is given back as long as less than this is free, and what the write buffer holds twice: engines write
+/// more than they are given.
 const KEPT_FREE_BYTES: u64 = 24 << 20;
+/// No more is kept free.
+const KEPT_FREE_BYTES_MAX: u64 = 60 << 20;
 
 /// Requests may bring this part of the room between two looks: log, engine and their overhead need the rest.
 const ROOM_PART: u64 = 4;
@@ -78,7 +82,7 @@ impl Allowance {
 
 /// Readies the folder before anything in it is opened: makes the reserve whole, or gives of it on a full disk.
 pub(crate) fn prepare(folder: &DataDir) {
-    if let Err(error) = balance(folder) {
+    if let Err(error) = balance(folder, 0) {
         tracing::warn!(%error, "cannot make the recovery reserve");
     }
     if !folder.has_reserve() {
@@ -122,12 +126,12 @@ pub(crate) async fn run(member: Arc<Member>, folder: Arc<DataDir>, wal: Wal) {
 
 /// The bytes the database may grow by, and why the member must take no more data.
 fn shortage(member: &Member, folder: &DataDir, wal: &Wal) -> (u64, Option<String>) {
-    let free = match balance(folder) {
+    let backend = member.store.backend();
+    let free = match balance(folder, backend.buffered_bytes()) {
         Ok(free) => free,
         Err(error) => return (0, Some(format!("the reserve: {error}"))),
     };
-    let size = member.store.backend().size();
-    let room = free + size.on_disk.saturating_sub(size.in_use);
+    let room = free + backend.size().gaps;
     (room, cause_of_shortage(room, folder, wal))
 }
 
@@ -142,12 +146,13 @@ fn cause_of_shortage(room: u64, folder: &DataDir, wal: &Wal) -> Option<String> {
 }
 
 /// Gives of the reserve or makes it whole, whichever the free space asks for; returns what is free then.
-fn balance(folder: &DataDir) -> io::Result<u64> {
+fn balance(folder: &DataDir, buffered_bytes: u64) -> io::Result<u64> {
+    let kept_free = (KEPT_FREE_BYTES + 2 * buffered_bytes).min(KEPT_FREE_BYTES_MAX);
     let free = free_bytes(folder.member_dir())?;
     let reserve = folder.reserve_bytes();
     let missing = RESERVE_BYTES - reserve;
-    if free < KEPT_FREE_BYTES && reserve > 0 {
-        folder.shrink_reserve(KEPT_FREE_BYTES - free)?;
+    if free < kept_free && reserve > 0 {
+        folder.shrink_reserve(kept_free - free)?;
     } else if missing > 0 && free >= missing + SHORT_BYTES {
         folder.prepare_reserve()?;
     } else {

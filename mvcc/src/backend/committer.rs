@@ -423,12 +423,18 @@ impl Opened {
 
     pub(crate) fn sizes(&self) -> Sizes {
         let in_use = self.engine.in_use();
+        let on_disk = self
+            .generation
+            .as_ref()
+            .map_or(in_use, Generation::size_bytes);
+        let gaps = match self.engine.fills_its_gaps() {
+            true => on_disk.saturating_sub(in_use),
+            false => 0,
+        };
         Sizes {
-            on_disk: self
-                .generation
-                .as_ref()
-                .map_or(in_use, Generation::size_bytes),
+            on_disk,
             in_use,
+            gaps,
         }
     }
 

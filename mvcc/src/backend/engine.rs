@@ -36,6 +36,11 @@ pub(crate) trait Engine: Send + Sync {
     /// Bytes of keys and values (sealed) that are alive.
     fn in_use(&self) -> u64;
 
+    /// Whether a commit writes into what is free within the engine's files before these grow.
+    fn fills_its_gaps(&self) -> bool {
+        true
+    }
+
     /// An empty engine that may take this one's place, if the engine has no files, for which generations do that.
     fn stage_without_files(&self) -> Option<Arc<dyn Engine>> {
         None

@@ -243,6 +243,8 @@ pub struct Sizes {
     pub on_disk: u64,
     /// Bytes of keys and values that are alive, as of the newest commit: the rest is what a defragmentation gives back.
     pub in_use: u64,
+    /// Bytes within the files that commits fill before these grow.
+    pub gaps: u64,
 }
 
 /// The database: a buffer over one engine, shared by all who read and the one who applies.

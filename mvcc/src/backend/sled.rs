@@ -281,6 +281,11 @@ impl Engine for SledEngine {
     fn in_use(&self) -> u64 {
         self.shared.live_bytes.load(Ordering::Relaxed)
     }
+
+    /// A log: what died in it is free only when its segment was copied elsewhere.
+    fn fills_its_gaps(&self) -> bool {
+        false
+    }
 }
 
 impl Shared {

@@ -138,7 +138,7 @@ impl GatewayService {
                 };
                 values.push(&piece);
                 loop {
-                    let object = match values.next() {
+                    let object = match values.next_object() {
                         Ok(Some(object)) => object,
                         Ok(None) => break,
                         Err(error) => {

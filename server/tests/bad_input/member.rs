@@ -1,13 +1,14 @@
 //! A `kvd` process over a folder.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_proto::etcdserverpb::kv_client::KvClient;
 use kv_proto::etcdserverpb::{PutRequest, RangeRequest};
+use tempfile::NamedTempFile;
 use tonic::transport::{Channel, Endpoint};
 
 /// A member has this long to serve, or to give up.
@@ -18,15 +19,16 @@ pub(crate) struct Member {
     child: Child,
     pub(crate) address: SocketAddr,
     pub(crate) channel: Channel,
-    log: PathBuf,
+    /// Not on the disk of the data, which may be full when there is something to say.
+    log: NamedTempFile,
 }
 
 impl Member {
     /// Starts a member and waits until it serves.
     pub(crate) async fn start(data: &Path, args: &[&str]) -> Member {
         let address = free_address();
-        let log = data.with_extension("log");
-        let file = std::fs::File::create(&log).unwrap();
+        let log = NamedTempFile::new().unwrap();
+        let file = log.reopen().unwrap();
         let mut child = command(data, address, args)
             .stdout(Stdio::null())
             .stderr(file)
@@ -39,7 +41,7 @@ impl Member {
                 Ok(channel) => break channel,
                 Err(error) => {
                     let ended = child.try_wait().unwrap();
-                    let text = || std::fs::read_to_string(&log).unwrap();
+                    let text = || std::fs::read_to_string(log.path()).unwrap();
                     assert!(ended.is_none(), "kvd ended with {ended:?}: {}", text());
                     assert!(Instant::now() < deadline, "{error}: {}", text());
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -80,7 +82,7 @@ impl Member {
 
     /// What the member logged so far.
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
+        std::fs::read_to_string(self.log.path()).unwrap()
     }
 
     /// Ends the process as a crash would.

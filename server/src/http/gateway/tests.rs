@@ -182,7 +182,7 @@ fn objects_are_cut_out_wherever_the_body_is_split() {
         let mut found = Vec::new();
         for piece in [&body[..cut], &body[cut..]] {
             values.push(piece);
-            while let Some(object) = values.next().unwrap() {
+            while let Some(object) = values.next_object().unwrap() {
                 found.push(object);
             }
         }
@@ -193,7 +193,7 @@ fn objects_are_cut_out_wherever_the_body_is_split() {
     let mut values = Values::default();
     values.push(b"  }");
     assert_eq!(
-        values.next().unwrap_err().to_string(),
+        values.next_object().unwrap_err().to_string(),
         "invalid character '}' looking for the beginning of an object"
     );
 }

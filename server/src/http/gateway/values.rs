@@ -38,7 +38,7 @@ impl Values {
     }
 
     /// The next whole object, if it has come.
-    pub fn next(&mut self) -> Result<Option<Bytes>, NotAnObject> {
+    pub fn next_object(&mut self) -> Result<Option<Bytes>, NotAnObject> {
         if self.depth == 0 {
             let blank = self
                 .pending

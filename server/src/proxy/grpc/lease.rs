@@ -24,6 +24,8 @@ use super::namespace::Namespace;
 use super::upstream::{Caller, Upstream};
 
 type Renewed = Result<LeaseKeepAliveResponse, Status>;
+/// The answer to come, by who asked for which lease.
+type UnderWay = HashMap<(Caller, i64), watch::Receiver<Option<Renewed>>>;
 
 /// The service.
 #[derive(Clone)]
@@ -32,7 +34,7 @@ pub(super) struct LeaseProxy {
     namespace: Namespace,
     cache: Arc<Cache>,
     /// Renewals that were sent and not answered yet.
-    under_way: Arc<Mutex<HashMap<(Caller, i64), watch::Receiver<Option<Renewed>>>>>,
+    under_way: Arc<Mutex<UnderWay>>,
 }
 
 fn client(channel: Channel) -> LeaseClient<Channel> {
