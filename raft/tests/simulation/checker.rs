@@ -72,6 +72,9 @@ pub(crate) struct Checker {
     voters: BTreeMap<u64, Vec<u64>>,
     /// Voters by the entry that names them, whatever became of it.
     proposed_voters: BTreeMap<LogId, Vec<u64>>,
+    /// Voters after a change that a leader was asked for by a command: it counts them from the append on, before anybody
+    /// is sent the entry.
+    asked_voters: BTreeMap<u64, Vec<u64>>,
     commands: BTreeMap<u64, Command>,
     /// Index at which a command was applied.
     applied: BTreeMap<u64, u64>,
@@ -180,6 +183,16 @@ impl Checker {
         self.proposed_voters.insert(id, voters);
     }
 
+    /// A leader is asked by `command` for a change to these voters.
+    pub(crate) fn asks(&mut self, command: u64, voters: Vec<u64>) {
+        self.asked_voters.insert(command, voters);
+    }
+
+    /// The change is applied, or in no log.
+    pub(crate) fn settled(&mut self, command: u64) {
+        self.asked_voters.remove(&command);
+    }
+
     /// A member applies an entry. True if nobody did before.
     pub(crate) fn applies(&mut self, member: u64, entry: AppliedEntry<'_>) -> bool {
         let AppliedEntry { index, term, .. } = entry;
@@ -251,7 +264,8 @@ impl Checker {
     }
 
     /// Sets of voters of which one must have a majority with entry `index`: the one in force there,
-    /// and any that was proposed after it, since a leader uses what it appended last.
+    /// and any that was proposed after it, since a leader uses what it appended last. Two that follow each other share a
+    /// member of any two of their majorities.
     pub(crate) fn electorates(&self, index: u64) -> Vec<Vec<u64>> {
         let in_force = self.voters.range(..=index).next_back();
         let later = self.proposed_voters.range((index + 1, 0)..);
@@ -259,6 +273,7 @@ impl Checker {
         in_force
             .into_iter()
             .chain(later.map(|(_, voters)| voters.clone()))
+            .chain(self.asked_voters.values().cloned())
             .collect()
     }
 

@@ -267,6 +267,9 @@ async fn promote(world: Arc<World>, id: u64) {
         return;
     };
     let (command, _) = new_command(&world, leader, CommandKind::Join);
+    let mut voters = node.status().voters.to_vec();
+    voters.push(id);
+    world.check(|checker| checker.asks(command.id, voters));
     let outcome = node.promote(id, Some(command.encode(0))).await;
     world.note(format_args!("{leader} promoted {id}: {outcome:?}"));
     changed(&world, command.id, &outcome);
@@ -285,6 +288,9 @@ async fn remove(world: Arc<World>, leader: u64, node: Node, id: u64, hands_over:
         return;
     };
     let (command, _) = new_command(&world, leader, CommandKind::Remove(id));
+    let mut voters = node.status().voters.to_vec();
+    voters.retain(|voter| *voter != id);
+    world.check(|checker| checker.asks(command.id, voters));
     let outcome = node.remove(id, Some(command.encode(0))).await;
     world.note(format_args!("{leader} removed {id}: {outcome:?}"));
     changed(&world, command.id, &outcome);
@@ -292,6 +298,10 @@ async fn remove(world: Arc<World>, leader: u64, node: Node, id: u64, hands_over:
 
 /// What a membership change told its caller.
 fn changed(world: &World, command: u64, outcome: &Result<(), MembershipError>) {
+    let unknown = [MembershipError::LeadershipLost, MembershipError::Stopped];
+    if !matches!(outcome, Err(error) if unknown.contains(error)) {
+        world.check(|checker| checker.settled(command));
+    }
     match outcome {
         Ok(()) => world.check(|checker| {
             if !checker.is_applied(command) {
