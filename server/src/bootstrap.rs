@@ -138,7 +138,10 @@ fn identity(meta: &Meta) -> kv_wal::Identity {
 async fn begin(config: &Config, connector: &Connector) -> Result<(u64, u64, Beginning)> {
     let config = &*discovery::resolved(config).await?;
     let named = named_members(config)?;
-    check_advertised(own(config, &named)?, &config.initial_advertise_peer_urls).await?;
+    // Of SRV records the one that leads to an advertised address was taken, by the resolver that they came from.
+    if config.discovery_srv.is_empty() {
+        check_advertised(own(config, &named)?, &config.initial_advertise_peer_urls).await?;
+    }
     match config.initial_cluster_state {
         ClusterState::New => begin_new(config, connector, &named).await,
         ClusterState::Existing => begin_joining(config, connector, &named).await,
