@@ -368,6 +368,21 @@ impl Wal {
         matches!(self.handle.driver, Driver::Stepped(_))
     }
 
+    /// The lowest index that truncations which are queued and not yet written keep: entries above may be gone at any
+    /// moment. For simulations, which know from it what a crash must leave; `None` if none is queued.
+    pub fn queued_truncation(&self) -> Option<u64> {
+        let queue = self.handle.shared.queue.lock();
+        let records = queue.items.iter().filter_map(|item| match item {
+            Item::Append { records, .. } => Some(records.iter()),
+            Item::PurgeFiles { .. } => None,
+        });
+        let truncations = records.flatten().filter_map(|record| match record {
+            Record::Truncate { after } => Some(*after),
+            _ => None,
+        });
+        truncations.min()
+    }
+
     /// Calls `hook` after each call that queued something, on the thread of the caller: for who drives the log by
     /// [`Wal::step`] and would otherwise have to look again and again. It must not step the log itself. Once per log.
     pub fn set_work_hook(&self, hook: Box<dyn Fn() + Send + std::marker::Sync>) {

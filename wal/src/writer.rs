@@ -309,22 +309,24 @@ impl Writer {
         self.unsynced.records += records.len() as u64;
         self.unsynced.bytes += self.buffer.len() as u64;
         let mut state = self.shared.state.write();
+        let mut still_flushed = state.last_index();
         for (record, place) in records.iter().zip(places) {
             state
                 .apply(record.as_ref(), place)
                 .unwrap_or_else(|refused| {
                     panic!("a queued record was checked against the same bounds: {refused:?}")
                 });
-            if let Record::Entry { index, .. } = record {
-                tail.max_index = tail.max_index.max(Some(*index));
+            match record {
+                Record::Entry { index, .. } => tail.max_index = tail.max_index.max(Some(*index)),
+                Record::Truncate { after } => still_flushed = still_flushed.min(*after),
+                _ => {}
             }
         }
-        let last_index = state.last_index();
         drop(state);
-        // A truncation takes effect at once; what is appended behind it counts after its fsync.
+        // A truncation takes effect at once; what is appended behind it, in the same batch too, counts after its fsync.
         self.shared
             .flushed_index
-            .fetch_min(last_index, Ordering::AcqRel);
+            .fetch_min(still_flushed, Ordering::AcqRel);
         self.buffer.clear();
         self.buffer.shrink_to(BUFFER_BYTES_KEPT);
         Ok(())

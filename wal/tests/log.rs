@@ -605,6 +605,26 @@ fn a_failed_fsync_ends_the_log_and_is_never_repeated() {
 }
 
 #[test]
+fn an_entry_that_replaces_a_flushed_one_is_flushed_only_by_its_own_fsync() {
+    let fs = disk();
+    let wal = create(&fs).unwrap();
+    let entries = (1..=5).map(|index| entry(index, 1, 90)).collect();
+    wal.append(entries, Sync::Yes, None).unwrap();
+    assert_eq!(settle(&wal), Step::Idle);
+    assert_eq!(wal.flushed_index(), 5);
+    let replaced = vec![
+        Record::Truncate { after: 3 },
+        entry(4, 2, 90),
+        entry(5, 2, 90),
+    ];
+    wal.append(replaced, Sync::Yes, None).unwrap();
+    assert_eq!(wal.queued_truncation(), Some(3));
+    fs.fail_sync(0, Fault::Io);
+    assert_eq!(settle(&wal), Step::Failed);
+    assert_eq!(wal.flushed_index(), 3);
+}
+
+#[test]
 fn a_full_disk_shows_before_it_hurts_and_passes_when_there_is_room() {
     let fs = disk();
     fs.set_capacity(Some(SEGMENT_BYTES + 5_000));
