@@ -2,7 +2,9 @@
 //!
 //! An answered write is in the log of a quorum and applied here, so a read on this member sees it. A refusal
 //! that is certain (no leader yet) is tried again until the timeout; a write with an unknown result never is.
+//! A slow engine slows writers down before it refuses them: they wait for room in its write buffer.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use bytes::Bytes;
 use kv_proto::command::{Body, Caller, Command, HEADER_BYTES};
 use kv_raft::{Node, ProposeError, Refused};
 use prost::encoding::encoded_len_varint;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::apply::Response;
@@ -31,6 +33,7 @@ pub(crate) struct Proposer {
     node: Node,
     wait: Arc<Wait>,
     backend: kv_mvcc::backend::Backend,
+    engine_committed: Arc<Notify>,
     cluster: Arc<Cluster>,
     member_id: u64,
     request_bytes_max: u64,
@@ -44,11 +47,13 @@ impl Proposer {
         clippy::too_many_arguments,
         reason = "each is a part of its own; called once"
     )]
-    /// `timeout` bounds the wait for a result; `request_bytes_max` is `--max-request-bytes`.
+    /// `engine_committed` is notified after each commit of `backend`; `timeout` bounds the wait for a result;
+    /// `request_bytes_max` is `--max-request-bytes`.
     pub(crate) fn new(
         node: Node,
         wait: Arc<Wait>,
         backend: kv_mvcc::backend::Backend,
+        engine_committed: Arc<Notify>,
         cluster: Arc<Cluster>,
         member_id: u64,
         request_bytes_max: u64,
@@ -60,6 +65,7 @@ impl Proposer {
             node,
             wait,
             backend,
+            engine_committed,
             cluster,
             member_id,
             request_bytes_max,
@@ -100,6 +106,9 @@ impl Proposer {
             let _in_flight = self
                 .bytes_in_flight
                 .try_acquire_many(permits)
+                .map_err(|_| Error::TooManyRequests)?;
+            timeout_at(deadline, self.room_in_buffer())
+                .await
                 .map_err(|_| Error::TooManyRequests)?;
             let (wait, id) = (self.wait.clone(), waiter.id);
             let refused = move |why| wait.complete([(id, Err(refusal(why)))]);
@@ -179,12 +188,25 @@ impl Proposer {
         Ok(())
     }
 
-    /// Whether `body` may be proposed now: apply keeps up, and there is memory.
+    /// Whether `body` may be proposed now: apply keeps up.
     pub(crate) fn check_backlog(&self, body: &Body) -> Result<()> {
-        if is_backlogged(self.node.apply_backlog(), body) || self.backend.is_full() {
+        if is_backlogged(self.node.apply_backlog(), body) {
             return Err(Error::TooManyRequests);
         }
         Ok(())
+    }
+
+    /// Waits until the engine has taken so much of the write buffer that there is room for more.
+    async fn room_in_buffer(&self) {
+        loop {
+            let mut committed = pin!(self.engine_committed.notified());
+            // Before the look, so that no commit in between is missed.
+            committed.as_mut().enable();
+            if !self.backend.is_full() {
+                return;
+            }
+            committed.await;
+        }
     }
 
     async fn leader_known(&self) {

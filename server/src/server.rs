@@ -18,6 +18,7 @@ use kv_mvcc::{Store, StoreOptions};
 use kv_raft::Node;
 use kv_wal::Wal;
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::alarm::Alarms;
@@ -119,7 +120,7 @@ impl Server {
         })?;
         let (wal, mut recovered) = open_wal(&folder, identity)?;
         exit_on_failure(&wal, &backend);
-        observe_disk(&metrics, &wal, &backend);
+        let engine_committed = observe_disk(&metrics, &wal, &backend);
         let gate = wal.clone();
         backend.set_commit_gate(move |index| wait_flushed(&gate, index));
 
@@ -224,6 +225,7 @@ impl Server {
             node.clone(),
             wait.clone(),
             backend,
+            engine_committed,
             cluster.clone(),
             identity.member_id,
             config.max_request_bytes,
@@ -730,8 +732,8 @@ async fn count_leader_changes(
     }
 }
 
-/// Counts what the disk threads do.
-fn observe_disk(metrics: &Arc<Metrics>, wal: &Wal, backend: &Backend) {
+/// Counts what the disk threads do; what is returned is notified after each commit of `backend`.
+fn observe_disk(metrics: &Arc<Metrics>, wal: &Wal, backend: &Backend) -> Arc<Notify> {
     let disk = metrics.clone();
     wal.set_fsync_observer(Box::new(move |took, batch| {
         disk.disk.wal_fsync_duration.observe(took.as_secs_f64());
@@ -745,11 +747,15 @@ fn observe_disk(metrics: &Arc<Metrics>, wal: &Wal, backend: &Backend) {
         }
     }));
     let disk = metrics.clone();
+    let committed = Arc::new(Notify::new());
+    let notify = committed.clone();
     backend.set_commit_observer(move |commit| {
         disk.disk
             .backend_commit_duration
             .observe(commit.took.as_secs_f64());
+        notify.notify_waiters();
     });
+    committed
 }
 
 fn exit(what: &'static str, error: &dyn std::fmt::Display) {

@@ -104,10 +104,6 @@ async fn fill(member: &Member, value: &str) -> usize {
                 assert_eq!(status.code(), Code::ResourceExhausted);
                 return written;
             }
-            // The database is slower than the log.
-            Err(status) if status.message() == "etcdserver: too many requests" => {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
             Err(status) => panic!("put {written}: {status}: {}", member.log()),
         }
     }
