@@ -72,15 +72,36 @@ func (e *env) queueLength(prefix string, length int) {
 	e.Fatalf("never %d keys below %s", length, prefix)
 }
 
+// watchSignal tells that a watch was asked for.
+type watchSignal struct {
+	clientv3.Watcher
+	begun chan struct{}
+}
+
+func (w *watchSignal) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	events := w.Watcher.Watch(ctx, key, opts...)
+	select {
+	case w.begun <- struct{}{}:
+	default:
+	}
+	return events
+}
+
 func TestACanceledLockLeavesTheQueue(t *testing.T) {
 	both(t, func(e *env) {
 		held := concurrency.NewMutex(e.session(), "m")
 		e.must(held.Lock(e.ctx))
 		ctx, cancel := context.WithCancel(e.ctx)
-		waiter := concurrency.NewMutex(e.session(), "m")
+		cli, _ := e.client(e.urls...)
+		watching := &watchSignal{Watcher: cli.Watcher, begun: make(chan struct{}, 1)}
+		cli.Watcher = watching
+		session, err := concurrency.NewSession(cli, concurrency.WithTTL(30))
+		e.must(err)
+		waiter := concurrency.NewMutex(session, "m")
 		done := make(chan error, 1)
 		go func() { done <- waiter.Lock(ctx) }()
-		e.queueLength("m/", 2)
+		// In the queue, and aware of it: a Lock that was canceled before it got its place leaves the key to the lease.
+		<-watching.begun
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			e.Errorf("a canceled lock = %v", err)
