@@ -327,6 +327,16 @@ impl Data {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Leaves the first `len` bytes.
+    fn cut(&mut self, len: usize) -> Result<()> {
+        ensure!(len <= self.len(), "a write wrote more than it was given");
+        match self {
+            Data::Zeros(zeros) => *zeros = len,
+            Data::Bytes(bytes) => bytes.truncate(len),
+        }
+        Ok(())
+    }
 }
 
 impl Life<'_> {
@@ -557,9 +567,10 @@ impl Life<'_> {
                 let write = Change::Write(*inode, offset, Data::Bytes(written));
                 self.trace.push(entry_ns, exit_ns, write);
             }
-            Call::Change(change) => {
-                if let Change::Write(_, _, data) = &change {
-                    ensure!(result as usize == data.len(), "a write was cut short");
+            Call::Change(mut change) => {
+                if let Change::Write(_, _, data) = &mut change {
+                    // A kill in the middle of a write leaves a part of it; a live process writes the rest by another call.
+                    data.cut(result as usize)?;
                 }
                 self.trace.push(entry_ns, exit_ns, change);
             }
@@ -749,6 +760,11 @@ mod tests {
             "1  100.000000060 <... pwrite64 resumed>) = 2 <0.000000030>".to_owned(),
             "2  100.000000070 <... fdatasync resumed>) = 0 <0.000000020>".to_owned(),
             "2  100.000000080 fdatasync(3) = ?".to_owned(),
+            // Killed in the middle of it.
+            format!(
+                "1  100.000000090 pwrite64(3, \"{}\", 4, 10) = 2 <0.000000005>",
+                hex("efgh")
+            ),
         ];
         std::fs::write(&log, lines.join("\n")).unwrap();
 
@@ -762,6 +778,7 @@ mod tests {
             .map(|timed| (timed.entry_ns, timed.exit_ns, timed.change.clone()))
             .collect();
         let bytes = Data::Bytes(b"ab".to_vec());
+        let cut = Data::Bytes(b"ef".to_vec());
         assert_eq!(
             seen,
             [
@@ -769,6 +786,7 @@ mod tests {
                 (second + 10, second + 15, Change::Create("/d/f".into(), 0)),
                 (second + 30, second + 60, Change::Write(0, 8, bytes)),
                 (second + 50, second + 70, Change::SyncFile(0)),
+                (second + 90, second + 95, Change::Write(0, 10, cut)),
             ]
         );
     }
