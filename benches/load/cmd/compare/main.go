@@ -48,7 +48,7 @@ func compare(ctx context.Context) error {
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds; the table shows medians")
 	flag.IntVar(&o.members, "members", 1, "members of each cluster; more than one has scenarios of its own")
 	flag.DurationVar(&o.limit, "limit", time.Hour, "time limit of the whole comparison")
-	profile := flag.String("profile", "quick", "quick: 2 s a workload; full: 10 s, and memory with 1 M keys")
+	profile := flag.String("profile", "quick", "quick: 2 s a workload; full: 10 s, and memory with 1 M keys; api: auth, crowds of watchers and leases, long lists")
 	only := flag.String("only", "", "regular expression of scenario names")
 	skip := flag.String("skip", "", "regular expression of scenario names to leave out")
 	flag.Func("kvd-arg", "extra argument for kvd; may be repeated", func(arg string) error {
@@ -57,9 +57,9 @@ func compare(ctx context.Context) error {
 	})
 	flag.Parse()
 
-	profiles := map[string]func() []scenario{"quick": quick, "full": full}
-	if profiles[*profile] == nil {
-		return fmt.Errorf("--profile is %q, quick or full is needed", *profile)
+	profiles := map[string]func() []scenario{"quick": quick, "full": full, "api": wholeAPI}
+	if profiles[*profile] == nil || o.members > 1 && *profile == "api" {
+		return fmt.Errorf("--profile is %q, quick, full or (for one member) api is needed", *profile)
 	}
 	for name, bin := range map[string]*string{"--kvd": &o.kvd, "--etcd": &o.etcd, "--load": &o.load} {
 		path, err := exec.LookPath(*bin)

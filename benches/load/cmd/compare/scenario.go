@@ -41,6 +41,8 @@ func quick() []scenario { return scenarios(sizes{seconds: 2}) }
 // full holds the goals; memory, which takes minutes, comes last.
 func full() []scenario { return append(scenarios(sizes{seconds: 10}), memory(1_000_000, 60)) }
 
+func wholeAPI() []scenario { return api(sizes{seconds: 10}, 1_000_000, 150_000) }
+
 // clustered is for several members: what replication adds, and what happens when the leader or a member changes.
 func clustered(s sizes, times, joinBytes int) []scenario {
 	duration := fmt.Sprintf("--duration=%ds", s.seconds)

@@ -40,6 +40,7 @@ type common struct {
 	conns, clients uint
 	dialTimeout    time.Duration
 	ca, cert, key  string
+	user           string
 	output         string
 	options        workload.Options
 }
@@ -52,6 +53,7 @@ func (c *common) declare(fs *flag.FlagSet) {
 	fs.StringVar(&c.ca, "cacert", c.ca, "certificate authority of the server; switches TLS on")
 	fs.StringVar(&c.cert, "cert", c.cert, "certificate of this client")
 	fs.StringVar(&c.key, "key", c.key, "key of this client's certificate")
+	fs.StringVar(&c.user, "user", c.user, "name:password to get a token with")
 	fs.StringVar(&c.output, "write-out", c.output, "table, or json for one line of JSON")
 	fs.IntVar(&c.options.Total, "total", c.options.Total, "operations; 0 no bound, -1 the workload's default, which --duration lifts")
 	fs.DurationVar(&c.options.Duration, "duration", c.options.Duration, "time limit of the measured part; 0 none")
@@ -151,6 +153,12 @@ func (c *common) connect() ([]*clientv3.Client, error) {
 			return nil, err
 		}
 	}
+	if c.user != "" {
+		var separated bool
+		if config.Username, config.Password, separated = strings.Cut(c.user, ":"); !separated {
+			return nil, fmt.Errorf("--user is %q, name:password is needed", c.user)
+		}
+	}
 	conns := make([]*clientv3.Client, c.conns)
 	for i := range conns {
 		var err error
@@ -192,7 +200,7 @@ func parameters(fs *flag.FlagSet, positional []string) map[string]string {
 	parameters := make(map[string]string)
 	fs.Visit(func(f *flag.Flag) {
 		switch f.Name {
-		case "endpoints", "server-pid", "write-out", "key", "cert", "cacert":
+		case "endpoints", "server-pid", "write-out", "key", "cert", "cacert", "user":
 		default:
 			parameters[f.Name] = f.Value.String()
 		}
