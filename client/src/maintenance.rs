@@ -1,10 +1,10 @@
 //! State and care of one member: make a client with a single endpoint to choose which.
 
 use kv_proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, HashKvRequest,
-    HashKvResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse,
-    StatusRequest, StatusResponse, alarm_request::AlarmAction,
-    maintenance_client::MaintenanceClient,
+    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
+    DowngradeResponse, HashKvRequest, HashKvResponse, MoveLeaderRequest, MoveLeaderResponse,
+    SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, alarm_request::AlarmAction,
+    downgrade_request::DowngradeAction, maintenance_client::MaintenanceClient,
 };
 
 use tonic::Streaming;
@@ -76,6 +76,18 @@ impl Client {
         let request = MoveLeaderRequest { target_id: target };
         self.call(Repeat::IfNotSent, request, |c, q| async move {
             MaintenanceClient::new(c).move_leader(q).await
+        })
+        .await
+    }
+
+    /// Checks, begins or ends a downgrade of the cluster to the release before.
+    pub async fn downgrade(&self, request: DowngradeRequest) -> Result<DowngradeResponse> {
+        let repeat = match request.action() {
+            DowngradeAction::Validate => Repeat::Always,
+            _ => Repeat::IfNotSent,
+        };
+        self.call(repeat, request, |c, q| async move {
+            MaintenanceClient::new(c).downgrade(q).await
         })
         .await
     }

@@ -23,6 +23,7 @@ use crate::{
         completion::CompletionArgs,
         defrag::DefragArgs,
         del::DelArgs,
+        downgrade::DowngradeCommand,
         endpoint::EndpointArgs,
         get::GetArgs,
         lease::LeaseCommand,
@@ -202,6 +203,9 @@ pub(crate) enum Command {
     Alarm(AlarmCommand),
     /// Defragments the storage of the members at the given endpoints
     Defrag(DefragArgs),
+    /// Downgrade related commands
+    #[command(subcommand)]
+    Downgrade(DowngradeCommand),
     /// Enable or disable authentication
     #[command(subcommand)]
     Auth(AuthCommand),

@@ -7,6 +7,7 @@ pub(crate) mod compaction;
 pub(crate) mod completion;
 pub(crate) mod defrag;
 pub(crate) mod del;
+pub(crate) mod downgrade;
 pub(crate) mod endpoint;
 pub(crate) mod get;
 pub(crate) mod lease;
@@ -58,6 +59,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Endpoint(args) => endpoint::run(&session, args).await,
         Command::Alarm(command) => alarm::run(&session, command).await,
         Command::Defrag(args) => defrag::run(&session, args).await,
+        Command::Downgrade(command) => downgrade::run(&session, command).await,
         Command::Auth(command) => auth::run(&session, command).await,
         Command::User(command) => user::run(&session, command).await,
         Command::Role(command) => role::run(&session, command).await,

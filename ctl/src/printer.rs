@@ -12,10 +12,11 @@ mod table;
 
 use kv_mvcc::etcd_file::EtcdFileStatus;
 use kv_proto::etcdserverpb::{
-    AlarmResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
-    LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, MemberAddResponse,
-    MemberListResponse, MemberPromoteResponse, MemberRemoveResponse, MemberUpdateResponse,
-    MoveLeaderResponse, PutResponse, RangeResponse, StatusResponse, TxnResponse, WatchResponse,
+    AlarmResponse, DeleteRangeResponse, DowngradeResponse, HashKvResponse, LeaseGrantResponse,
+    LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse,
+    MemberAddResponse, MemberListResponse, MemberPromoteResponse, MemberRemoveResponse,
+    MemberUpdateResponse, MoveLeaderResponse, PutResponse, RangeResponse, StatusResponse,
+    TxnResponse, WatchResponse,
 };
 
 pub(crate) use self::auth::{AuthAnswer, range};
@@ -81,6 +82,11 @@ pub(crate) enum Answer<'a> {
         from: u64,
         to: u64,
         response: &'a MoveLeaderResponse,
+    },
+    /// A subcommand of `downgrade` that is done.
+    Downgrade {
+        done: &'a str,
+        response: &'a DowngradeResponse,
     },
     /// `endpoint health`.
     Health(&'a [Health]),

@@ -196,6 +196,9 @@ var steps = slices.Concat(
 	reads("endpoint status --cluster", "endpoint health --cluster", "en st", "me li", "member list x", "member list --consistency=s",
 		"member list --consistency=x", "alarm list x", "alarm disarm", "alarm disarm -w json", "alarm disarm -w fields"),
 	writes("defrag", "defrag --cluster", "defrag -w json"),
+	everyForm("downgrade validate 3.6"),
+	reads("downgrade validate 3.5", "downgrade validate 3.7", "downgrade validate x", "downgrade validate", "downgrade validate 3.6 3.5",
+		"downgrade enable", "downgrade enable 3.5", "downgrade cancel"),
 	// a server that is not there
 	reads("get a --endpoints=127.0.0.1:1,{endpoint}", "endpoint status --endpoints=127.0.0.1:1 --command-timeout=300ms",
 		"endpoint hashkv --endpoints=127.0.0.1:1,{endpoint} --command-timeout=300ms -w json",

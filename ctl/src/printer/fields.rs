@@ -59,7 +59,8 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> Option<String> {
         | Answer::MemberRemove { .. }
         | Answer::MemberUpdate { .. }
         | Answer::MemberPromote { .. }
-        | Answer::MoveLeader { .. } => return None,
+        | Answer::MoveLeader { .. }
+        | Answer::Downgrade { .. } => return None,
         Answer::Health(all) => {
             for h in *all {
                 to.field("Endpoint", quote(h.endpoint.as_bytes()));

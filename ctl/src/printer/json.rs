@@ -73,6 +73,10 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> String {
         Answer::MemberUpdate { response: r, .. } => members_after(&r.header, &r.members),
         Answer::MemberPromote { response: r, .. } => members_after(&r.header, &r.members),
         Answer::MoveLeader { response: r, .. } => object(|o| header(o, &r.header)),
+        Answer::Downgrade { response: r, .. } => object(|o| {
+            header(o, &r.header);
+            o.text("version", &r.version);
+        }),
         Answer::Health(all) => list_or_null(all.iter().map(|h| object(|o| health(o, h)))),
         Answer::Status(all) => list_or_null(all.iter().map(|(endpoint, r)| {
             object(|o| {

@@ -22,6 +22,7 @@ pub(super) fn print(answer: &Answer<'_>) -> Option<Vec<u8>> {
         Answer::MemberUpdate { response, .. } => response.encode_to_vec(),
         Answer::MemberPromote { response, .. } => response.encode_to_vec(),
         Answer::MoveLeader { response, .. } => response.encode_to_vec(),
+        Answer::Downgrade { response, .. } => response.encode_to_vec(),
         Answer::Alarms(response) => response.encode_to_vec(),
         Answer::Auth(answer) => auth::protobuf(answer),
         Answer::Watch(response) => {

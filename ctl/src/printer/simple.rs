@@ -73,6 +73,12 @@ pub(super) fn print(answer: &Answer<'_>, hex: bool) -> Printed {
                 "Leadership transferred from {from:x} to {target:x}"
             ));
         }
+        Answer::Downgrade { done, response } => {
+            let version = &response.version;
+            to.line(format!(
+                "Downgrade {done} success, cluster version {version}"
+            ));
+        }
         Answer::Health(all) => to.health(all),
         Answer::Status(all) => to.rows(&table::status_rows(all)),
         Answer::HashKv(all) => to.rows(&table::hash_rows(all)),

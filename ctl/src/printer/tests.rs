@@ -464,6 +464,23 @@ fn endpoint_health_and_hash() {
 }
 
 #[test]
+fn downgrade() {
+    let response = DowngradeResponse {
+        header: header(3),
+        version: "3.7.0".to_owned(),
+    };
+    let answer = Answer::Downgrade {
+        done: "enable",
+        response: &response,
+    };
+    assert_eq!(
+        text(Form::Simple, &answer, false),
+        "Downgrade enable success, cluster version 3.7.0\n"
+    );
+    assert!(text(Form::Json, &answer, false).ends_with("\"version\":\"3.7.0\"}\n"));
+}
+
+#[test]
 fn alarms() {
     let alarm = AlarmMember {
         member_id: 5,
