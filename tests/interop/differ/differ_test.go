@@ -96,14 +96,14 @@ func TestMergeChunkFindsBrokenStreams(t *testing.T) {
 }
 
 func TestLeaseNamesGoBothWays(t *testing.T) {
-	l := newLeaseNames()
-	l.bind(7, 12345)
+	l := newNames()
+	l.bindLease(7, 12345)
 	sent := l.toServer(&pb.TxnRequest{Compare: []*pb.Compare{{TargetUnion: &pb.Compare_Lease{Lease: 7}}}}).(*pb.TxnRequest)
 	if got := sent.Compare[0].GetLease(); got != 12345 {
 		t.Errorf("sent lease %d", got)
 	}
 	resp := &pb.PutResponse{PrevKv: &mvccpb.KeyValue{Lease: 12345}}
-	normalise(resp, l, "c", "p")
+	normalise(resp, l)
 	if resp.PrevKv.Lease != 7 {
 		t.Errorf("normalised to %d", resp.PrevKv.Lease)
 	}
@@ -146,7 +146,7 @@ func TestEveryFalsifiedFieldIsFound(t *testing.T) {
 		{&pb.HashKVRequest{}, &pb.HashKVResponse{Header: header(), Hash: 1, CompactRevision: 2, HashRevision: 3}},
 	}
 	for _, c := range cases {
-		normalise(c.resp, newLeaseNames(), "c", "p")
+		normalise(c.resp, newNames())
 		n := len(compared(c.resp))
 		if n == 0 {
 			t.Errorf("%T: nothing is compared", c.resp)
@@ -164,11 +164,11 @@ func TestEveryFalsifiedFieldIsFound(t *testing.T) {
 
 func TestUnsetAndMaskedDiffer(t *testing.T) {
 	a, b := &pb.PutResponse{Header: header()}, &pb.PutResponse{Header: header()}
-	b.Header.MemberId = 0
-	normalise(a, newLeaseNames(), "c", "p")
-	normalise(b, newLeaseNames(), "c", "p")
+	b.Header.ClusterId = 0
+	normalise(a, newNames())
+	normalise(b, newNames())
 	if equal(&pb.PutRequest{}, answer{resp: a}, answer{resp: b}) {
-		t.Error("a missing member id was not found")
+		t.Error("a missing cluster id was not found")
 	}
 }
 
@@ -213,7 +213,7 @@ func TestSabotageIsFound(t *testing.T) {
 	for i, at := range []int{20, 70, 150, 230, 310, 390} {
 		var out bytes.Buffer
 		c := config{etcdBin: bin, kvdBin: bin, etcdArgs: "--unsafe-no-fsync", kvdArgs: "--unsafe-no-fsync",
-			requests: 600, seed: uint64(100 + i), diffsMax: 1, sabotage: at, partial: true}
+			requests: 600, seed: uint64(100 + i), diffsMax: 1, sabotageAt: at, partial: true}
 		res, err := run(c, &out)
 		if err != nil {
 			t.Fatal(err)

@@ -2,17 +2,16 @@ package main
 
 import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	epb "go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	lpb "go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/proto"
 )
 
-// directedEvery spreads the directed cases over a run: one each so many requests. The whole list fits into 3,000.
-const directedEvery = 40
-
-// directedStep sends the next case of a fixed list: what the generator draws too seldom to be sure of in a short run.
+// directedStep sends the next case of a fixed list, which is spread over the run: what the generator draws too seldom to be
+// sure of in a short one.
 func (p *pair) directedStep() error {
-	cases := p.directedCases()
-	next := cases[p.directed%len(cases)]
+	next := p.cases[p.directed]
 	p.directed++
 	return next()
 }
@@ -27,6 +26,9 @@ func (p *pair) directedCases() []func() error {
 	}
 	send := func(rpc string, req proto.Message) func() error {
 		return func() error { return p.once(rpc, req) }
+	}
+	asRoot := func(rpc string, req proto.Message) func() error {
+		return func() error { _, err := p.do(call{rpc: rpc, req: req}); return err }
 	}
 	txn := func(op *pb.RequestOp) func() error {
 		return send("KV.Txn", &pb.TxnRequest{Success: []*pb.RequestOp{op}})
@@ -121,8 +123,49 @@ func (p *pair) directedCases() []func() error {
 		send("Maintenance.Alarm", &pb.AlarmRequest{Alarm: pb.AlarmType_NOSPACE, MemberID: 5}),
 		send("Maintenance.Alarm", &pb.AlarmRequest{Alarm: pb.AlarmType_CORRUPT}),
 		send("Maintenance.Alarm", &pb.AlarmRequest{Alarm: 9}),
+		send("Maintenance.Alarm", &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE}),
+		send("Maintenance.Alarm", &pb.AlarmRequest{Action: pb.AlarmRequest_DEACTIVATE}),
+		func() error { return p.alarmWindow(pb.AlarmType_NOSPACE) },
+		func() error { return p.alarmWindow(pb.AlarmType_CORRUPT) },
+		p.snapshot,
+		asRoot("Maintenance.Downgrade", &pb.DowngradeRequest{Action: pb.DowngradeRequest_ENABLE, Version: "3.5"}),
+		asRoot("Maintenance.Downgrade", &pb.DowngradeRequest{Version: "x"}),
+		asRoot("Maintenance.Downgrade", &pb.DowngradeRequest{Version: "3.7"}),
+		asRoot("Maintenance.Downgrade", &pb.DowngradeRequest{Action: 9}),
+		p.moveLeader,
 		func() error {
-			return p.once("Maintenance.HashKV", &pb.HashKVRequest{Revision: p.revision + 1})
+			return p.onLeader(call{rpc: "Maintenance.MoveLeader", req: &pb.MoveLeaderRequest{TargetID: 5}})
+		},
+		func() error {
+			return p.offLeader(call{rpc: "Maintenance.MoveLeader", req: &pb.MoveLeaderRequest{TargetID: firstMember}})
+		},
+		p.memberScenario,
+		asRoot("Cluster.MemberAdd", &pb.MemberAddRequest{}),
+		asRoot("Cluster.MemberAdd", &pb.MemberAddRequest{PeerURLs: []string{"http://PEER1"}}),
+		asRoot("Cluster.MemberAdd", &pb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1"}, IsLearner: true}),
+		asRoot("Cluster.MemberUpdate", &pb.MemberUpdateRequest{ID: firstMember, PeerURLs: []string{"http://PEER1"}}),
+		asRoot("Cluster.MemberUpdate", &pb.MemberUpdateRequest{ID: 5, PeerURLs: []string{"http://PEER1"}}),
+		asRoot("Cluster.MemberUpdate", &pb.MemberUpdateRequest{ID: 5, PeerURLs: []string{"http://127.0.0.1:1"}}),
+		asRoot("Cluster.MemberPromote", &pb.MemberPromoteRequest{ID: firstMember}),
+		asRoot("Cluster.MemberPromote", &pb.MemberPromoteRequest{ID: 5}),
+		asRoot("Cluster.MemberRemove", &pb.MemberRemoveRequest{ID: 5}),
+		p.observeScenario,
+		p.queueScenario(true),
+		p.queueScenario(false),
+		asRoot("Lock.Lock", &lpb.LockRequest{Name: []byte("k/a/nolease"), Lease: 0x99999}),
+		asRoot("Lock.Unlock", &lpb.UnlockRequest{}),
+		asRoot("Election.Campaign", &epb.CampaignRequest{Name: []byte("k/a/nolease"), Lease: 0x99999}),
+		asRoot("Election.Proclaim", &epb.ProclaimRequest{Value: k}),
+		asRoot("Election.Resign", &epb.ResignRequest{}),
+		asRoot("Election.Leader", &epb.LeaderRequest{}),
+		asRoot("Election.Leader", &epb.LeaderRequest{Name: []byte("nobody stands here")}),
+		asRoot("Election.Proclaim", &epb.ProclaimRequest{Leader: &epb.LeaderKey{Name: k, Key: []byte("k/1"), Rev: 7, Lease: 0x99999}, Value: k}),
+		asRoot("Election.Resign", &epb.ResignRequest{Leader: &epb.LeaderKey{Name: k, Key: []byte("k/1"), Rev: 7, Lease: 0x99999}}),
+		func() error {
+			return p.hashKVBy(call{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{Revision: p.revision + 1}, member: p.anywhere()})
+		},
+		func() error {
+			return p.hashKVBy(call{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{Revision: max(1, p.compacted-1)}, member: p.anywhere()})
 		},
 		func() error {
 			return p.compactTo(&pb.CompactionRequest{Revision: p.revision + 1, Physical: true})
