@@ -21,17 +21,14 @@ func (p *pair) directedCases() []func() error {
 		return func() error {
 			r := &pb.RangeRequest{Key: []byte("k/"), RangeEnd: []byte("k0")}
 			change(r)
-			return p.rangeStream(r)
+			return p.rangeStreamBy(call{rpc: "KV.RangeStream", req: r})
 		}
-	}
-	send := func(rpc string, req proto.Message) func() error {
-		return func() error { return p.once(rpc, req) }
 	}
 	asRoot := func(rpc string, req proto.Message) func() error {
 		return func() error { _, err := p.do(call{rpc: rpc, req: req}); return err }
 	}
 	txn := func(op *pb.RequestOp) func() error {
-		return send("KV.Txn", &pb.TxnRequest{Success: []*pb.RequestOp{op}})
+		return asRoot("KV.Txn", &pb.TxnRequest{Success: []*pb.RequestOp{op}})
 	}
 	onStream := func(do func(ws *watchStream) error) func() error {
 		return func() error {
@@ -39,6 +36,20 @@ func (p *pair) directedCases() []func() error {
 				if ws, err := p.openStream(); err != nil || ws == nil {
 					return err
 				}
+			}
+			if p.auth.on { // a stream of one who may
+				who, err := p.privileged()
+				if err != nil {
+					return err
+				}
+				ws, err := p.openStreamOf(who, p.anywhere(), nil)
+				if err != nil || ws == nil {
+					return err
+				}
+				if err := do(ws); err != nil || ws.gone {
+					return err
+				}
+				return p.closeStream(ws)
 			}
 			return do(pick(p, p.streams...))
 		}
@@ -64,16 +75,19 @@ func (p *pair) directedCases() []func() error {
 		stream(func(r *pb.RangeRequest) { r.SortOrder, r.SortTarget = pb.RangeRequest_ASCEND, pb.RangeRequest_CREATE }),
 		stream(func(r *pb.RangeRequest) { r.SortOrder, r.SortTarget = pb.RangeRequest_ASCEND, pb.RangeRequest_MOD }),
 		stream(func(r *pb.RangeRequest) { r.SortOrder, r.SortTarget = pb.RangeRequest_ASCEND, pb.RangeRequest_VALUE }),
-		send("KV.Range", &pb.RangeRequest{}),
-		send("KV.Put", &pb.PutRequest{}),
-		send("KV.Put", &pb.PutRequest{Key: key, Lease: 5, IgnoreLease: true}),
-		send("KV.Put", &pb.PutRequest{Key: key, Value: k, IgnoreValue: true}),
-		send("KV.Put", &pb.PutRequest{Key: []byte("never put"), IgnoreValue: true}),
-		send("KV.DeleteRange", &pb.DeleteRangeRequest{}),
+		asRoot("KV.Range", &pb.RangeRequest{}),
+		asRoot("KV.Put", &pb.PutRequest{}),
+		asRoot("KV.Put", &pb.PutRequest{Key: key, Lease: 5, IgnoreLease: true}),
+		asRoot("KV.Put", &pb.PutRequest{Key: key, Value: k, IgnoreValue: true}),
+		asRoot("KV.Put", &pb.PutRequest{Key: []byte("never put"), IgnoreValue: true}),
+		asRoot("KV.DeleteRange", &pb.DeleteRangeRequest{}),
 		txn(putOp(&pb.PutRequest{Key: key, Lease: 5, IgnoreLease: true})),
 		txn(putOp(&pb.PutRequest{Key: key, Value: k, IgnoreValue: true})),
 		txn(putOp(&pb.PutRequest{Key: key, Lease: -0x7fff})),
 		txn(rangeOp(&pb.RangeRequest{Key: key, Revision: -1})),
+		func() error {
+			return txn(rangeOp(&pb.RangeRequest{Key: key, Revision: max(1, p.compacted-1)}))()
+		},
 		txn(rangeOp(&pb.RangeRequest{Key: key, SortTarget: 5})),
 		func() error { return txn(rangeOp(&pb.RangeRequest{Key: key, Revision: p.revision + 1}))() },
 		func() error { return p.oversizedBy(requestBytesMax, 0) },
@@ -84,9 +98,9 @@ func (p *pair) directedCases() []func() error {
 		func() error { return p.oversizedBy(messageBytesMax, 2) },
 		func() error { return p.oversizedBy(requestBytesMax, 3) },
 		func() error { return p.oversizedBy(messageBytesMax, 3) },
-		send("Lease.LeaseGrant", &pb.LeaseGrantRequest{ID: 0x70000, TTL: leaseTTLMax + 1}),
-		send("Lease.LeaseRevoke", &pb.LeaseRevokeRequest{ID: 0x70000}),
-		send("Lease.LeaseTimeToLive", &pb.LeaseTimeToLiveRequest{ID: 0x70000, Keys: true}),
+		asRoot("Lease.LeaseGrant", &pb.LeaseGrantRequest{ID: 0x70000, TTL: leaseTTLMax + 1}),
+		asRoot("Lease.LeaseRevoke", &pb.LeaseRevokeRequest{ID: 0x70000}),
+		asRoot("Lease.LeaseTimeToLive", &pb.LeaseTimeToLiveRequest{ID: 0x70000, Keys: true}),
 		p.listLeases,
 		watch(&pb.WatchCreateRequest{Key: key, Filters: []pb.WatchCreateRequest_FilterType{7}, ProgressNotify: true}),
 		watch(&pb.WatchCreateRequest{Key: key, Filters: []pb.WatchCreateRequest_FilterType{0}, ProgressNotify: true}),
@@ -117,20 +131,22 @@ func (p *pair) directedCases() []func() error {
 		func() error { return p.callUnknown("/kvd.Unknown/Call") },
 		func() error { return p.fewScenarios(&p.expiries, 2, p.expiryScenario) },
 		func() error { return p.fewScenarios(&p.fragments, 4, p.fragmentScenario) },
-		send("Maintenance.Defragment", &pb.DefragmentRequest{}),
-		send("Maintenance.Hash", &pb.HashRequest{}),
-		send("Maintenance.Status", &pb.StatusRequest{}),
-		send("Maintenance.Alarm", &pb.AlarmRequest{Alarm: pb.AlarmType_NOSPACE, MemberID: 5}),
-		send("Maintenance.Alarm", &pb.AlarmRequest{Alarm: pb.AlarmType_CORRUPT}),
-		send("Maintenance.Alarm", &pb.AlarmRequest{Alarm: 9}),
-		send("Maintenance.Alarm", &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE}),
-		send("Maintenance.Alarm", &pb.AlarmRequest{Action: pb.AlarmRequest_DEACTIVATE}),
+		asRoot("Maintenance.Defragment", &pb.DefragmentRequest{}),
+		asRoot("Maintenance.Hash", &pb.HashRequest{}),
+		asRoot("Maintenance.Status", &pb.StatusRequest{}),
+		asRoot("Maintenance.Alarm", &pb.AlarmRequest{Alarm: pb.AlarmType_NOSPACE, MemberID: 5}),
+		asRoot("Maintenance.Alarm", &pb.AlarmRequest{Alarm: pb.AlarmType_CORRUPT}),
+		asRoot("Maintenance.Alarm", &pb.AlarmRequest{Alarm: 9}),
+		asRoot("Maintenance.Alarm", &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE}),
+		asRoot("Maintenance.Alarm", &pb.AlarmRequest{Action: pb.AlarmRequest_DEACTIVATE}),
 		func() error { return p.alarmWindow(pb.AlarmType_NOSPACE) },
 		func() error { return p.alarmWindow(pb.AlarmType_CORRUPT) },
-		p.snapshot,
+		func() error { return p.snapshotBy(call{rpc: "Maintenance.Snapshot", req: &pb.SnapshotRequest{}}) },
 		asRoot("Maintenance.Downgrade", &pb.DowngradeRequest{Action: pb.DowngradeRequest_ENABLE, Version: "3.5"}),
 		asRoot("Maintenance.Downgrade", &pb.DowngradeRequest{Version: "x"}),
 		asRoot("Maintenance.Downgrade", &pb.DowngradeRequest{Version: "3.7"}),
+		asRoot("Maintenance.Downgrade", &pb.DowngradeRequest{Version: "3.6"}),
+		asRoot("Maintenance.Downgrade", &pb.DowngradeRequest{Action: pb.DowngradeRequest_CANCEL, Version: "x"}),
 		asRoot("Maintenance.Downgrade", &pb.DowngradeRequest{Action: 9}),
 		p.moveLeader,
 		func() error {
@@ -168,8 +184,9 @@ func (p *pair) directedCases() []func() error {
 			return p.hashKVBy(call{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{Revision: max(1, p.compacted-1)}, member: p.anywhere()})
 		},
 		func() error {
-			return p.compactTo(&pb.CompactionRequest{Revision: p.revision + 1, Physical: true})
+			req := &pb.CompactionRequest{Revision: p.revision + 1, Physical: true}
+			return p.compactBy(call{rpc: "KV.Compact", req: req, member: p.anywhere()})
 		},
-		send("Health.Check", &healthpb.HealthCheckRequest{Service: "no such service"}),
+		asRoot("Health.Check", &healthpb.HealthCheckRequest{Service: "no such service"}),
 	}
 }

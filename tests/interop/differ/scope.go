@@ -22,11 +22,15 @@ const (
 	withJWT   = "jwt"
 	withTLS   = "tls"
 	withThree = "three"
+	// Without certificates there are callers whom nothing names.
+	withNameless  = "nameless"
+	withDowngrade = "downgrade"
 )
 
 func (c config) features() map[string]bool {
 	return map[string]bool{
 		withAuth: c.auth != authOff, withJWT: c.auth == authJWT, withTLS: c.tls, withThree: c.members > 1,
+		withNameless: c.auth != authOff && !c.tls, withDowngrade: c.downgrade,
 	}
 }
 
@@ -34,7 +38,7 @@ func (c config) features() map[string]bool {
 func needs(item string) (feature, rest string) {
 	if f, rest, found := strings.Cut(item, ":"); found {
 		switch f {
-		case withAuth, withJWT, withTLS, withThree:
+		case withAuth, withJWT, withTLS, withThree, withNameless, withDowngrade:
 			return f, rest
 		}
 	}
@@ -51,11 +55,11 @@ type rpcScope struct {
 
 // What an RPC says to callers without a token, with a bad one, and who may not.
 var (
-	refusesAll = []string{"auth:ErrGRPCUserEmpty", "auth:ErrGRPCInvalidAuthToken", "auth:ErrGRPCPermissionDenied"}
+	refusesAll = []string{"nameless:ErrGRPCUserEmpty", "auth:ErrGRPCInvalidAuthToken", "auth:ErrGRPCPermissionDenied"}
 	// The same for RPCs that compare the revision of users and roles in the token.
 	refusesOld = append([]string{"jwt:ErrGRPCAuthOldRevision"}, refusesAll...)
 	// Any user may.
-	refusesNobody = []string{"auth:ErrGRPCUserEmpty", "auth:ErrGRPCInvalidAuthToken"}
+	refusesNobody = []string{"nameless:ErrGRPCUserEmpty", "auth:ErrGRPCInvalidAuthToken"}
 )
 
 func errorsOf(lists ...[]string) []string { return slices.Concat(lists...) }
@@ -114,7 +118,7 @@ var inScope = []rpcScope{
 		"ErrGRPCBadLeaderTransferee", "three:ErrGRPCNotLeader",
 	})},
 	{"Maintenance.Downgrade", "/etcdserverpb.Maintenance/Downgrade", &pb.DowngradeRequest{}, &pb.DowngradeResponse{}, errorsOf(refusesAll, []string{
-		"ErrGRPCWrongDowngradeVersionFormat", "ErrGRPCInvalidDowngradeTargetVersion", "ErrGRPCDowngradeInProcess", "unknown downgrade action",
+		"ErrGRPCWrongDowngradeVersionFormat", "ErrGRPCInvalidDowngradeTargetVersion", "downgrade:ErrGRPCDowngradeInProcess", "unknown downgrade action",
 	})},
 	{"Auth.AuthEnable", "/etcdserverpb.Auth/AuthEnable", &pb.AuthEnableRequest{}, &pb.AuthEnableResponse{}, errorsOf(refusesAll, []string{
 		"auth:ErrGRPCRootUserNotExist", "auth:ErrGRPCRootRoleNotExist",
@@ -208,7 +212,10 @@ func leftOut(rpc, item string) (string, bool) {
 }
 
 // itemNeeds names the feature without which an item cannot be produced.
-var itemNeeds = map[string]string{}
+var itemNeeds = map[string]string{
+	"Maintenance.Status response DowngradeInfo.enabled":       withDowngrade,
+	"Maintenance.Status response DowngradeInfo.targetVersion": withDowngrade,
+}
 
 // outOfScopeErrors are the remaining errors of the API, those that no combination raises, and those a client cannot
 // observe. They are listed so that a missing one is a decision.
@@ -265,7 +272,7 @@ var scopedErrors = []knownError{
 	{name: "ErrGRPCBadLeaderTransferee", code: codes.FailedPrecondition, text: "etcdserver: bad leader transferee"},
 	{name: "ErrGRPCWrongDowngradeVersionFormat", code: codes.InvalidArgument, text: "etcdserver: wrong downgrade target version format"},
 	{name: "ErrGRPCInvalidDowngradeTargetVersion", code: codes.InvalidArgument, text: "etcdserver: invalid downgrade target version"},
-	{name: "ErrGRPCDowngradeInProcess", code: codes.FailedPrecondition, text: "etcdserver: cluster has a downgrade job in progress"},
+	{name: "ErrGRPCDowngradeInProcess", code: codes.FailedPrecondition, text: "etcdserver: cluster has a downgrade job in progress", needs: withDowngrade},
 	{name: "unknown downgrade action", code: codes.Unknown, text: "etcdserver: unknown method"},
 	{name: "no leader key", code: codes.Unknown, text: "\"leader\" field must be provided"},
 	{name: "no leader elected", code: codes.Unknown, text: "election: no leader"},
@@ -306,7 +313,7 @@ var scopedReasons = []string{
 	reasonCompactRevision,
 	"auth:rpc error: code = PermissionDenied desc = etcdserver: permission denied",
 	"auth:rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
-	"auth:rpc error: code = InvalidArgument desc = etcdserver: user name is empty",
+	"nameless:rpc error: code = InvalidArgument desc = etcdserver: user name is empty",
 	"jwt:rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old",
 }
 

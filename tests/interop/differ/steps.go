@@ -310,16 +310,17 @@ func (p *pair) oversized() error {
 
 func (p *pair) oversizedBy(limit, kind int) error {
 	big := make([]byte, limit+64<<10)
+	c := call{rpc: "KV.Put", req: &pb.PutRequest{Key: []byte("k"), Value: big}}
 	switch kind {
 	case 0:
-		return p.once("KV.DeleteRange", &pb.DeleteRangeRequest{Key: big})
+		c.rpc, c.req = "KV.DeleteRange", &pb.DeleteRangeRequest{Key: big}
 	case 1:
-		return p.once("KV.Txn", &pb.TxnRequest{Success: []*pb.RequestOp{putOp(&pb.PutRequest{Key: []byte("k"), Value: big})}})
+		c.rpc, c.req = "KV.Txn", &pb.TxnRequest{Success: []*pb.RequestOp{putOp(&pb.PutRequest{Key: []byte("k"), Value: big})}}
 	case 2:
-		return p.once("KV.Range", &pb.RangeRequest{Key: big}) // reads have only the gRPC limit
-	default:
-		return p.once("KV.Put", &pb.PutRequest{Key: []byte("k"), Value: big})
+		c.rpc, c.req = "KV.Range", &pb.RangeRequest{Key: big} // reads have only the gRPC limit
 	}
+	_, err := p.do(c)
+	return err
 }
 
 // badClientVersion sends metadata that is not UTF-8, which a Go gRPC client refuses to send.
