@@ -400,7 +400,11 @@ func (p *pair) authRequest() (string, proto.Message) {
 	if p.chance(2) {
 		role = ""
 	}
-	switch n := p.rng.IntN(100); {
+	n := p.rng.IntN(100)
+	if 20 <= n && n < 32 && user == "nothing" || 46 <= n && n < 64 && role == "nothing" {
+		user, role = "ghost", "ghost" // somebody may nothing throughout
+	}
+	switch {
 	case n < 12:
 		return "Auth.UserAdd", p.userAdd(user)
 	case n < 15:
@@ -604,6 +608,9 @@ func (p *pair) leasePermissions() error {
 	if !p.auth.on {
 		return nil
 	}
+	if err := p.enableAuth(); err != nil {
+		return err
+	}
 	const id = int64(0x1ea5e)
 	for _, c := range []call{
 		{rpc: "Lease.LeaseGrant", req: &pb.LeaseGrantRequest{ID: id, TTL: leaseTTLMin}},
@@ -613,7 +620,7 @@ func (p *pair) leasePermissions() error {
 			return err
 		}
 	}
-	for _, name := range []string{"both", "reader", "writer", "nothing", "all"} {
+	for _, name := range []string{"nothing", "both", "reader", "writer", "all"} {
 		who, err := p.user(name)
 		if err != nil {
 			return err

@@ -15,6 +15,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"kvd.dev/interop/proc"
 )
@@ -49,6 +51,8 @@ func (p *pair) catchUp(c call) error {
 	switch c.req.(type) {
 	case *pb.LeaseTimeToLiveRequest, *pb.LeaseKeepAliveRequest:
 		return p.catchUpAll() // the leader answers
+	case *pb.MemberAddRequest, *pb.MemberRemoveRequest, *pb.MemberUpdateRequest, *pb.MemberPromoteRequest:
+		return p.catchUpAll() // raft drops a change while its leader has one to apply
 	}
 	if c.route != nil {
 		return p.catchUpAll()
@@ -239,11 +243,38 @@ func (p *pair) connect() error {
 		if err := p.learnMembers(i); err != nil {
 			return fmt.Errorf("%s: %w", s.label, err)
 		}
-		for _, m := range s.members {
-			if err := p.waitReady(i, m); err != nil {
+		for n, m := range s.members {
+			err := p.waitReady(i, m)
+			if err == nil {
+				err = p.waitHealthy(i, n+1)
+			}
+			if err != nil {
 				return fmt.Errorf("%s: %w", s.label, err)
 			}
 		}
+	}
+	return nil
+}
+
+// waitHealthy waits until no member takes another for one that has only just come: etcd refuses changes of the members for
+// the first seconds. A learner with a URL that is taken is refused for that afterwards.
+func (p *pair) waitHealthy(side, n int) error {
+	deadline := time.Now().Add(callTimeout)
+	for p.members > 1 {
+		ctx, cancel, err := p.asRoot(side)
+		if err != nil {
+			return err
+		}
+		m := p.sides[side].members[n-1]
+		_, err = pb.NewClusterClient(m.conn).MemberAdd(ctx, &pb.MemberAddRequest{PeerURLs: []string{m.srv.PeerURL()}, IsLearner: true})
+		cancel()
+		if status.Code(err) == codes.FailedPrecondition {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("member %d never takes the cluster for healthy: %w", n, err)
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 	return nil
 }

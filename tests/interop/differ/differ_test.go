@@ -184,6 +184,25 @@ func TestScopeTablesNameWhatExists(t *testing.T) {
 			t.Errorf("notInScope names %q, which no RPC in scope has", item)
 		}
 	}
+	for item := range itemNeeds {
+		if !known[item] {
+			t.Errorf("itemNeeds names %q, which no RPC in scope has", item)
+		}
+	}
+	named := map[string]bool{}
+	for _, e := range scopedErrors {
+		named[e.name] = true
+		if outOfScopeErrors[e.name] != "" {
+			t.Errorf("%s is in scope and out of it", e.name)
+		}
+	}
+	for _, s := range inScope {
+		for _, item := range s.errors {
+			if _, name := needs(item); !named[name] {
+				t.Errorf("%s must answer %q, which is in no table", s.name, name)
+			}
+		}
+	}
 }
 
 // etcdBin is the real server that build.sh makes.
@@ -201,10 +220,17 @@ func etcdBin(t *testing.T) string {
 
 func TestEtcdDoesNotDifferFromItself(t *testing.T) {
 	bin := etcdBin(t)
-	var out bytes.Buffer
-	res, err := run(config{etcdBin: bin, kvdBin: bin, etcdArgs: "--unsafe-no-fsync", kvdArgs: "--unsafe-no-fsync", requests: 3000, seed: 11, diffsMax: 3, restarts: 1}, &out)
-	if err != nil || !res.ok() {
-		t.Fatalf("%v, %v\n%s", err, res, tail(out.String()))
+	for _, c := range []config{
+		{members: 1, auth: authOff, requests: 2000, seed: 11},
+		{members: 1, auth: authJWT, tls: true, requests: 600, seed: 12, partial: true},
+		{members: 3, auth: authSimple, requests: 400, seed: 13, partial: true},
+	} {
+		c.etcdBin, c.kvdBin, c.etcdArgs, c.kvdArgs, c.diffsMax = bin, bin, "--unsafe-no-fsync", "--unsafe-no-fsync", 3
+		var out bytes.Buffer
+		res, err := run(c, &out)
+		if err != nil || res.diffs > 0 || len(res.missing) > 0 {
+			t.Fatalf("%v, %v\n%s", err, res.missing, tail(out.String()))
+		}
 	}
 }
 
@@ -214,6 +240,9 @@ func TestSabotageIsFound(t *testing.T) {
 		var out bytes.Buffer
 		c := config{etcdBin: bin, kvdBin: bin, etcdArgs: "--unsafe-no-fsync", kvdArgs: "--unsafe-no-fsync",
 			requests: 600, seed: uint64(100 + i), diffsMax: 1, sabotageAt: at, partial: true}
+		if i%2 == 1 {
+			c.auth = authSimple
+		}
 		res, err := run(c, &out)
 		if err != nil {
 			t.Fatal(err)

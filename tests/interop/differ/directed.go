@@ -27,6 +27,17 @@ func (p *pair) directedCases() []func() error {
 	asRoot := func(rpc string, req proto.Message) func() error {
 		return func() error { _, err := p.do(call{rpc: rpc, req: req}); return err }
 	}
+	// Cases that need compacted revisions.
+	compacted := func(do func() error) func() error {
+		return func() error {
+			if p.compacted < 3 {
+				if err := p.compactSome(); err != nil {
+					return err
+				}
+			}
+			return do()
+		}
+	}
 	txn := func(op *pb.RequestOp) func() error {
 		return asRoot("KV.Txn", &pb.TxnRequest{Success: []*pb.RequestOp{op}})
 	}
@@ -68,7 +79,7 @@ func (p *pair) directedCases() []func() error {
 		stream(func(r *pb.RangeRequest) { r.MinCreateRevision = 1 }),
 		stream(func(r *pb.RangeRequest) { r.MaxCreateRevision = p.revision }),
 		stream(func(r *pb.RangeRequest) { r.Revision = p.revision + 1 }),
-		stream(func(r *pb.RangeRequest) { r.Revision = max(1, p.compacted-1) }),
+		compacted(stream(func(r *pb.RangeRequest) { r.Revision = p.compacted - 1 })),
 		stream(func(r *pb.RangeRequest) { r.KeysOnly, r.Limit, r.Serializable = true, 15, true }),
 		stream(func(r *pb.RangeRequest) { r.CountOnly, r.Limit = true, 2 }),
 		stream(func(r *pb.RangeRequest) { r.SortOrder, r.SortTarget = pb.RangeRequest_ASCEND, pb.RangeRequest_VERSION }),
@@ -85,9 +96,9 @@ func (p *pair) directedCases() []func() error {
 		txn(putOp(&pb.PutRequest{Key: key, Value: k, IgnoreValue: true})),
 		txn(putOp(&pb.PutRequest{Key: key, Lease: -0x7fff})),
 		txn(rangeOp(&pb.RangeRequest{Key: key, Revision: -1})),
-		func() error {
-			return txn(rangeOp(&pb.RangeRequest{Key: key, Revision: max(1, p.compacted-1)}))()
-		},
+		compacted(func() error { return txn(rangeOp(&pb.RangeRequest{Key: key, Revision: p.compacted - 1}))() }),
+		compacted(func() error { return asRoot("KV.Range", &pb.RangeRequest{Key: key, Revision: p.compacted - 1})() }),
+		compacted(func() error { return asRoot("KV.Compact", &pb.CompactionRequest{Revision: p.compacted - 1})() }),
 		txn(rangeOp(&pb.RangeRequest{Key: key, SortTarget: 5})),
 		func() error { return txn(rangeOp(&pb.RangeRequest{Key: key, Revision: p.revision + 1}))() },
 		func() error { return p.oversizedBy(requestBytesMax, 0) },
@@ -100,6 +111,26 @@ func (p *pair) directedCases() []func() error {
 		func() error { return p.oversizedBy(messageBytesMax, 3) },
 		asRoot("Lease.LeaseGrant", &pb.LeaseGrantRequest{ID: 0x70000, TTL: leaseTTLMax + 1}),
 		asRoot("Lease.LeaseRevoke", &pb.LeaseRevokeRequest{ID: 0x70000}),
+		func() error {
+			const id = 0x70002
+			for _, c := range []call{
+				{rpc: "Lease.LeaseGrant", req: &pb.LeaseGrantRequest{ID: id, TTL: leaseTTLMin}},
+				{rpc: "Lease.LeaseGrant", req: &pb.LeaseGrantRequest{ID: id, TTL: leaseTTLMin}},
+				{rpc: "Lease.LeaseRevoke", req: &pb.LeaseRevokeRequest{ID: id}},
+			} {
+				if _, err := p.do(c); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		func() error {
+			many := &pb.TxnRequest{}
+			for range opsMax + 1 {
+				many.Success = append(many.Success, rangeOp(&pb.RangeRequest{Key: key}))
+			}
+			return asRoot("KV.Txn", many)()
+		},
 		asRoot("Lease.LeaseTimeToLive", &pb.LeaseTimeToLiveRequest{ID: 0x70000, Keys: true}),
 		p.listLeases,
 		watch(&pb.WatchCreateRequest{Key: key, Filters: []pb.WatchCreateRequest_FilterType{7}, ProgressNotify: true}),
@@ -107,12 +138,10 @@ func (p *pair) directedCases() []func() error {
 		watch(&pb.WatchCreateRequest{Key: key, Filters: []pb.WatchCreateRequest_FilterType{1}, Fragment: true}),
 		watch(&pb.WatchCreateRequest{Key: []byte("k/"), RangeEnd: k, StartRevision: 1}),
 		watch(&pb.WatchCreateRequest{Key: []byte("k/"), StartRevision: -1}),
-		onStream(func(ws *watchStream) error {
-			if p.compacted < 2 {
-				return nil
-			}
+		watch(&pb.WatchCreateRequest{Key: []byte("k/b"), RangeEnd: []byte("k/a")}),
+		compacted(onStream(func(ws *watchStream) error {
 			return p.createWatch(ws, &pb.WatchCreateRequest{Key: k, StartRevision: p.compacted - 1})
-		}),
+		})),
 		onStream(func(ws *watchStream) error {
 			for range 2 { // the second one is a duplicate at the latest
 				if err := p.createWatch(ws, &pb.WatchCreateRequest{Key: k, WatchId: 77}); err != nil || ws.gone {
@@ -180,13 +209,28 @@ func (p *pair) directedCases() []func() error {
 		func() error {
 			return p.hashKVBy(call{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{Revision: p.revision + 1}, member: p.anywhere()})
 		},
-		func() error {
-			return p.hashKVBy(call{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{Revision: max(1, p.compacted-1)}, member: p.anywhere()})
-		},
+		compacted(func() error {
+			return p.hashKVBy(call{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{Revision: p.compacted - 1}, member: p.anywhere()})
+		}),
 		func() error {
 			req := &pb.CompactionRequest{Revision: p.revision + 1, Physical: true}
 			return p.compactBy(call{rpc: "KV.Compact", req: req, member: p.anywhere()})
 		},
 		asRoot("Health.Check", &healthpb.HealthCheckRequest{Service: "no such service"}),
+		asRoot("Health.Check", &healthpb.HealthCheckRequest{}),
 	}
+}
+
+// compactSome leaves at least two compacted revisions.
+func (p *pair) compactSome() error {
+	for range 4 {
+		if _, err := p.do(call{rpc: "KV.Put", req: &pb.PutRequest{Key: []byte("k/b/0"), Value: []byte("compacted")}}); err != nil {
+			return err
+		}
+	}
+	if err := p.settleAll(); err != nil {
+		return err
+	}
+	req := &pb.CompactionRequest{Revision: p.revision - 1}
+	return p.compactBy(call{rpc: "KV.Compact", req: req, member: p.anywhere()})
 }

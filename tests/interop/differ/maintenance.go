@@ -164,18 +164,34 @@ func receiveSnapshot(stream pb.Maintenance_SnapshotClient, broken *string) (prot
 	return all, nil
 }
 
-// onLeader sends a call to the member that leads, on each side.
-func (p *pair) onLeader(c call) error {
+// toLeader is the route to the member that leads, on each side.
+func (p *pair) toLeader() (func(side int) int, error) {
 	var at [2]int
 	for i := range p.sides {
 		var err error
 		if at[i], err = p.leader(i); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	c.route = func(side int) int { return at[side] }
-	// The answers come from members of different numbers.
-	_, err := p.do(c)
+	return func(side int) int { return at[side] }, nil
+}
+
+// unplace names the member that answered the same on both sides, where those are not of the same number.
+func unplace(resp proto.Message, n int) {
+	if h, ok := resp.(interface{ GetHeader() *pb.ResponseHeader }); ok {
+		if header := h.GetHeader(); header.GetMemberId() == uint64(firstMember+n-1) {
+			header.MemberId = firstMember
+		}
+	}
+}
+
+// onLeader sends a call to the member that leads, on each side.
+func (p *pair) onLeader(c call) error {
+	var err error
+	if c.route, err = p.toLeader(); err != nil {
+		return err
+	}
+	_, err = p.do(c)
 	return err
 }
 

@@ -289,7 +289,7 @@ func (p *pair) showWatch(ws *watchStream, i int, r *pb.WatchResponse) string {
 }
 
 func (p *pair) createWatch(ws *watchStream, req *pb.WatchCreateRequest) error {
-	if p.auth.on {
+	if p.auth.on && !ws.who.root {
 		straighten(req)
 	}
 	if err := p.catchUpAt(ws.member); err != nil {
