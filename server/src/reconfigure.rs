@@ -127,6 +127,8 @@ struct View<'a> {
     is_removed: &'a dyn Fn(u64) -> bool,
     /// Since when a member answers this one, which always answers itself; none while it does not.
     connected_for: &'a dyn Fn(u64) -> Option<Duration>,
+    /// Whether a member is known to lack more than a tenth of the log.
+    is_behind: &'a dyn Fn(u64) -> bool,
 }
 
 /// For how long `id` has answered this member.
@@ -137,6 +139,11 @@ fn connected_for(member: &Member, id: u64) -> Option<Duration> {
     Some(member.transport.active_since(id)?.elapsed())
 }
 
+fn is_behind(member: &Member, id: u64) -> bool {
+    let progress = member.node.peer_progress(id);
+    id != member.id && progress.is_some_and(|progress| !progress.is_ready_to_vote())
+}
+
 fn check(member: &Member, change: &Question) -> Result<()> {
     let view = View {
         rows: &member.cluster.members(),
@@ -144,6 +151,7 @@ fn check(member: &Member, change: &Question) -> Result<()> {
         strict: member.config.strict_reconfig_check,
         is_removed: &|id| member.cluster.is_removed(id),
         connected_for: &|id| connected_for(member, id),
+        is_behind: &|id| is_behind(member, id),
     };
     view.check(change)
 }
@@ -171,7 +179,11 @@ impl View<'_> {
             Question::MemberPromote(request) => {
                 let row = self.known(request.id)?;
                 if !row.is_learner {
-                    return Err(Error::MemberNotLearner);
+                    // etcd looks at the log first, also of one that is no learner.
+                    return Err(match (self.is_behind)(request.id) {
+                        true => Error::LearnerNotReady,
+                        false => Error::MemberNotLearner,
+                    });
                 }
                 // The member to be promoted counts as started.
                 if self.strict && 1 + self.started(None) < quorum(self.voters() + 1) {

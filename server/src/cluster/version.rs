@@ -31,6 +31,11 @@ impl Version {
         known.map_or(kv_proto::command::VERSION_MIN, |(_, commands)| *commands)
     }
 
+    /// Major and minor alone, as the answers of Downgrade have it.
+    pub(crate) fn minor_form(self) -> String {
+        format!("{}.{}", self.major, self.minor)
+    }
+
     /// The only version that a cluster of this one can go down to.
     pub(crate) fn before(self) -> Option<Version> {
         let minor = self.minor.checked_sub(1)?;

@@ -110,6 +110,9 @@ impl FromStr for Url {
             if split_host_port(rest).is_none() {
                 return refused("the address must have the form host:port with a numeric port");
             }
+            if let Some(bad) = rest.chars().find(|c| !is_of_address(*c)) {
+                return refused(&format!("{bad:?} does not belong in a host name"));
+            }
         }
         Ok(Url {
             scheme,
@@ -130,6 +133,11 @@ pub(crate) fn parse_urls(text: &str) -> Result<Vec<Url>, String> {
     urls.sort_by_cached_key(Url::to_string);
     urls.dedup();
     Ok(urls)
+}
+
+/// Whether a character may stand in host:port; as in Go's URLs, what is not ASCII may.
+fn is_of_address(c: char) -> bool {
+    !c.is_ascii() || c.is_ascii_alphanumeric() || "-_.~!$&'()*+,;=:@%[]<>\"".contains(c)
 }
 
 fn split_host_port(address: &str) -> Option<(&str, u16)> {
@@ -187,6 +195,9 @@ mod tests {
         check("http://127.0.0.1:x", "host:port");
         check("http://127.0.0.1:70000", "host:port");
         check("http://::1:2379", "host:port");
+        check("http://two words:2379", "' ' does not belong");
+        check("http://a\tb:2379", "does not belong");
+        check("http://a|b:2379", "does not belong");
         check("http://127.0.0.1:2379/", "remove the path");
         check("unix://", "socket is missing");
     }

@@ -61,6 +61,7 @@ fn check(rows: &[Row], down: &[u64], change: Question) -> Result<()> {
         strict: true,
         is_removed: &|id| id == 99,
         connected_for: &|id| (!down.contains(&id)).then_some(HEALTH_INTERVAL),
+        is_behind: &|id| down.contains(&id),
     };
     view.check(&change)
 }
@@ -98,6 +99,7 @@ fn a_member_that_only_just_answers_is_not_yet_connected() {
         strict: true,
         is_removed: &|_| false,
         connected_for: &|id| Some(Duration::from_secs(if id == 1 { 60 } else { 4 })),
+        is_behind: &|_| false,
     };
     assert_eq!(view.check(&add(3, false)), Err(Error::Unhealthy));
     let lax = View {
@@ -140,6 +142,7 @@ fn one_learner_at_a_time() {
     assert_eq!(check(&rows, &[], add(5, false)), Ok(()));
     assert_eq!(check(&rows, &[], promote(4)), Ok(()));
     assert_eq!(check(&rows, &[], promote(1)), Err(Error::MemberNotLearner));
+    assert_eq!(check(&rows, &[1], promote(1)), Err(Error::LearnerNotReady));
     assert_eq!(check(&rows, &[], promote(5)), Err(Error::MemberNotFound));
     assert_eq!(check(&rows, &[], remove(4)), Ok(()));
 }

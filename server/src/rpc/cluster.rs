@@ -83,7 +83,8 @@ impl Cluster for ClusterService {
             peer_ur_ls,
             is_learner,
         } = request.into_inner();
-        let peer_urls = checked_urls(&peer_ur_ls)?;
+        let mut peer_urls = checked_urls(&peer_ur_ls)?;
+        peer_urls.sort();
         self.0.admin(&credentials).await?;
         let added_at = clock::wall_ms() / 1000;
         let id = cluster::member_id(&peer_urls, &added_at.to_string());
@@ -154,17 +155,17 @@ impl Cluster for ClusterService {
     }
 }
 
-/// `urls`, sorted, if each is one that a peer can be reached at and there is at least one.
+/// `urls` if each is one that a peer can be reached at and there is at least one. Those of a new member are then sorted,
+/// those of an update stay in the order given, as in etcd.
 fn checked_urls(urls: &[String]) -> crate::Result<Vec<String>> {
-    let parsed = urls.iter().map(|url| url.parse::<Url>());
-    let mut parsed: Vec<Url> = parsed
-        .collect::<Result<_, _>>()
-        .map_err(|_| Error::BadPeerUrls)?;
-    if parsed.is_empty() {
+    if urls.is_empty() {
         return Err(Error::BadPeerUrls);
     }
-    parsed.sort();
-    Ok(parsed.iter().map(ToString::to_string).collect())
+    let parsed = urls.iter().map(|url| url.parse::<Url>());
+    parsed
+        .map(|url| url.map(|url| url.to_string()))
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::BadPeerUrls)
 }
 
 #[cfg(test)]
@@ -172,13 +173,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peer_urls_are_checked_and_sorted() {
+    fn peer_urls_are_checked_and_keep_their_order() {
         let check = |urls: &[&str]| {
             let urls: Vec<String> = urls.iter().map(ToString::to_string).collect();
             checked_urls(&urls)
         };
-        let sorted = vec!["http://a:1".to_owned(), "http://b:1".to_owned()];
-        assert_eq!(check(&["http://b:1", "http://a:1"]), Ok(sorted));
+        let given = vec!["http://b:1".to_owned(), "http://a:1".to_owned()];
+        assert_eq!(check(&["http://b:1", "http://a:1"]), Ok(given));
         for bad in [
             &[][..],
             &[""],
@@ -186,6 +187,7 @@ mod tests {
             &["http://a"],
             &["http://a:1/x"],
             &["ftp://a:1"],
+            &["http://a b:1"],
         ] {
             assert_eq!(check(bad), Err(Error::BadPeerUrls), "{bad:?}");
         }

@@ -193,9 +193,8 @@ impl Dispatch {
         if let Err(error) = self.admit(request.uri().path(), request.headers()) {
             return ready(Status::from(error));
         }
-        if let Some(common_name) = &self.common_name
-            && services.member.auth.is_enabled()
-        {
+        // Also while auth is off: a stream may still be open when it is on.
+        if let Some(common_name) = &self.common_name {
             request.extensions_mut().insert(common_name.clone());
         }
         let path = request.uri().path();

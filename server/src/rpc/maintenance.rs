@@ -178,7 +178,7 @@ impl Maintenance for MaintenanceService {
         };
         Ok(Response::new(DowngradeResponse {
             header: fill(member, None),
-            version: version.to_string(),
+            version: version.minor_form(),
         }))
     }
 }

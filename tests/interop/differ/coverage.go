@@ -17,11 +17,39 @@ type coverage struct {
 	errors  map[string]map[string]int // RPC -> error name -> count
 	reasons map[string]int            // watch cancel reasons
 
+	features map[string]bool // what the run could produce
+
 	writes, effective int
 }
 
 func newCoverage() *coverage {
-	return &coverage{items: map[string]map[string]int{}, errors: map[string]map[string]int{}, reasons: map[string]int{}}
+	return &coverage{items: map[string]map[string]int{}, errors: map[string]map[string]int{}, reasons: map[string]int{}, features: map[string]bool{}}
+}
+
+// add takes over what another run has seen.
+func (c *coverage) add(o *coverage) {
+	for _, both := range []struct{ to, from map[string]map[string]int }{{c.items, o.items}, {c.errors, o.errors}} {
+		for rpc, items := range both.from {
+			for item, n := range items {
+				c.count(both.to, rpc, item)
+				both.to[rpc][item] += n - 1
+			}
+		}
+	}
+	for reason, n := range o.reasons {
+		c.reasons[reason] += n
+	}
+	for feature, has := range o.features {
+		c.features[feature] = c.features[feature] || has
+	}
+	c.writes += o.writes
+	c.effective += o.effective
+}
+
+// wants splits the feature off an item of the scope and tells whether the run must have produced it.
+func (c *coverage) wants(item string) (string, bool) {
+	feature, rest := needs(item)
+	return rest, feature == "" || c.features[feature]
 }
 
 func (c *coverage) count(m map[string]map[string]int, rpc, item string) {
@@ -122,6 +150,9 @@ func collect(items []string, seen map[protoreflect.FullName]bool, prefix string,
 func (c *coverage) report(w io.Writer) (missing []string) {
 	fmt.Fprintln(w, "\ncoverage: what both servers answered to")
 	for _, s := range inScope {
+		if !s.wantedOf(c.features) {
+			continue
+		}
 		fmt.Fprintf(w, "%s: %d calls\n", s.name, c.items[s.name]["(calls)"])
 		listed := map[string]bool{"(calls)": true}
 		for _, item := range wanted(s) {
@@ -129,8 +160,10 @@ func (c *coverage) report(w io.Writer) (missing []string) {
 			n := c.items[s.name][item]
 			note := ""
 			if n == 0 {
-				if why, ok := notInScope[s.name+" "+item]; ok {
+				if why, ok := leftOut(s.name, item); ok {
 					note = "  (not in scope: " + why + ")"
+				} else if feature, ok := itemNeeds[s.name+" "+item]; ok && !c.features[feature] {
+					note = "  (needs " + feature + ")"
 				} else {
 					note = "  MISSING"
 					missing = append(missing, s.name+" "+item)
@@ -143,8 +176,14 @@ func (c *coverage) report(w io.Writer) (missing []string) {
 				fmt.Fprintf(w, "  %8d %s\n", c.items[s.name][item], item)
 			}
 		}
-		for _, name := range s.errors {
+		var known []string
+		for _, scoped := range s.errors {
+			name, wanted := c.wants(scoped)
+			known = append(known, name)
 			note := ""
+			if !wanted {
+				continue
+			}
 			if c.errors[s.name][name] == 0 {
 				note = "  MISSING"
 				missing = append(missing, s.name+" error "+name)
@@ -152,7 +191,7 @@ func (c *coverage) report(w io.Writer) (missing []string) {
 			fmt.Fprintf(w, "  %8d error %s%s\n", c.errors[s.name][name], name, note)
 		}
 		for _, name := range sortedKeys(c.errors[s.name]) {
-			if !contains(s.errors, name) {
+			if !contains(known, name) {
 				fmt.Fprintf(w, "  %8d error %s\n", c.errors[s.name][name], name)
 			}
 		}
@@ -166,7 +205,7 @@ func (c *coverage) report(w io.Writer) (missing []string) {
 	}
 	for _, e := range scopedErrors {
 		fmt.Fprintf(w, "  %8d %s\n", total[e.name], e.name)
-		if total[e.name] == 0 {
+		if total[e.name] == 0 && (e.needs == "" || c.features[e.needs]) {
 			missing = append(missing, "error "+e.name)
 		}
 		delete(total, e.name)
@@ -175,14 +214,17 @@ func (c *coverage) report(w io.Writer) (missing []string) {
 		fmt.Fprintf(w, "  %8d %s  (not in the table)\n", total[name], name)
 	}
 	fmt.Fprintln(w, "watch cancel reasons")
-	for _, reason := range scopedReasons {
+	var reasons []string
+	for _, scoped := range scopedReasons {
+		reason, wanted := c.wants(scoped)
+		reasons = append(reasons, reason)
 		fmt.Fprintf(w, "  %8d %s\n", c.reasons[reason], reason)
-		if c.reasons[reason] == 0 {
+		if c.reasons[reason] == 0 && wanted {
 			missing = append(missing, "watch cancel reason "+reason)
 		}
 	}
 	for _, reason := range sortedKeys(c.reasons) {
-		if !contains(scopedReasons, reason) {
+		if !contains(reasons, reason) {
 			fmt.Fprintf(w, "  %8d %s  (not in the table)\n", c.reasons[reason], reason)
 		}
 	}

@@ -96,14 +96,14 @@ func TestMergeChunkFindsBrokenStreams(t *testing.T) {
 }
 
 func TestLeaseNamesGoBothWays(t *testing.T) {
-	l := newLeaseNames()
-	l.bind(7, 12345)
+	l := newNames()
+	l.bindLease(7, 12345)
 	sent := l.toServer(&pb.TxnRequest{Compare: []*pb.Compare{{TargetUnion: &pb.Compare_Lease{Lease: 7}}}}).(*pb.TxnRequest)
 	if got := sent.Compare[0].GetLease(); got != 12345 {
 		t.Errorf("sent lease %d", got)
 	}
 	resp := &pb.PutResponse{PrevKv: &mvccpb.KeyValue{Lease: 12345}}
-	normalise(resp, l, "c", "p")
+	normalise(resp, l)
 	if resp.PrevKv.Lease != 7 {
 		t.Errorf("normalised to %d", resp.PrevKv.Lease)
 	}
@@ -146,7 +146,7 @@ func TestEveryFalsifiedFieldIsFound(t *testing.T) {
 		{&pb.HashKVRequest{}, &pb.HashKVResponse{Header: header(), Hash: 1, CompactRevision: 2, HashRevision: 3}},
 	}
 	for _, c := range cases {
-		normalise(c.resp, newLeaseNames(), "c", "p")
+		normalise(c.resp, newNames())
 		n := len(compared(c.resp))
 		if n == 0 {
 			t.Errorf("%T: nothing is compared", c.resp)
@@ -164,11 +164,11 @@ func TestEveryFalsifiedFieldIsFound(t *testing.T) {
 
 func TestUnsetAndMaskedDiffer(t *testing.T) {
 	a, b := &pb.PutResponse{Header: header()}, &pb.PutResponse{Header: header()}
-	b.Header.MemberId = 0
-	normalise(a, newLeaseNames(), "c", "p")
-	normalise(b, newLeaseNames(), "c", "p")
+	b.Header.ClusterId = 0
+	normalise(a, newNames())
+	normalise(b, newNames())
 	if equal(&pb.PutRequest{}, answer{resp: a}, answer{resp: b}) {
-		t.Error("a missing member id was not found")
+		t.Error("a missing cluster id was not found")
 	}
 }
 
@@ -182,6 +182,25 @@ func TestScopeTablesNameWhatExists(t *testing.T) {
 	for item := range notInScope {
 		if !known[item] {
 			t.Errorf("notInScope names %q, which no RPC in scope has", item)
+		}
+	}
+	for item := range itemNeeds {
+		if !known[item] {
+			t.Errorf("itemNeeds names %q, which no RPC in scope has", item)
+		}
+	}
+	named := map[string]bool{}
+	for _, e := range scopedErrors {
+		named[e.name] = true
+		if outOfScopeErrors[e.name] != "" {
+			t.Errorf("%s is in scope and out of it", e.name)
+		}
+	}
+	for _, s := range inScope {
+		for _, item := range s.errors {
+			if _, name := needs(item); !named[name] {
+				t.Errorf("%s must answer %q, which is in no table", s.name, name)
+			}
 		}
 	}
 }
@@ -201,10 +220,17 @@ func etcdBin(t *testing.T) string {
 
 func TestEtcdDoesNotDifferFromItself(t *testing.T) {
 	bin := etcdBin(t)
-	var out bytes.Buffer
-	res, err := run(config{etcdBin: bin, kvdBin: bin, etcdArgs: "--unsafe-no-fsync", kvdArgs: "--unsafe-no-fsync", requests: 3000, seed: 11, diffsMax: 3, restarts: 1}, &out)
-	if err != nil || !res.ok() {
-		t.Fatalf("%v, %v\n%s", err, res, tail(out.String()))
+	for _, c := range []config{
+		{members: 1, auth: authOff, requests: 2000, seed: 11},
+		{members: 1, auth: authJWT, tls: true, requests: 600, seed: 12, partial: true},
+		{members: 3, auth: authSimple, requests: 400, seed: 13, partial: true},
+	} {
+		c.etcdBin, c.kvdBin, c.etcdArgs, c.kvdArgs, c.diffsMax = bin, bin, "--unsafe-no-fsync", "--unsafe-no-fsync", 3
+		var out bytes.Buffer
+		res, err := run(c, &out)
+		if err != nil || res.diffs > 0 || len(res.missing) > 0 {
+			t.Fatalf("%v, %v\n%s", err, res.missing, tail(out.String()))
+		}
 	}
 }
 
@@ -213,7 +239,10 @@ func TestSabotageIsFound(t *testing.T) {
 	for i, at := range []int{20, 70, 150, 230, 310, 390} {
 		var out bytes.Buffer
 		c := config{etcdBin: bin, kvdBin: bin, etcdArgs: "--unsafe-no-fsync", kvdArgs: "--unsafe-no-fsync",
-			requests: 600, seed: uint64(100 + i), diffsMax: 1, sabotage: at, partial: true}
+			requests: 600, seed: uint64(100 + i), diffsMax: 1, sabotageAt: at, partial: true}
+		if i%2 == 1 {
+			c.auth = authSimple
+		}
 		res, err := run(c, &out)
 		if err != nil {
 			t.Fatal(err)

@@ -1,66 +1,180 @@
 // Command differ sends the same generated requests to a real etcd and to kvd, one by one, and compares every answer.
 //
-//	differ --etcd-bin=bin/etcd --kvd-bin=../../target/release/kvd --requests=20000 --seed=1
+//	differ --etcd-bin=bin/etcd --kvd-bin=../../target/release/kvd --members=3 --auth=jwt --tls --engine=sled --requests=20000 --seed=1
 //
 // A run is a function of its seed. It fails when an answer differs, when something in scope (scope.go) was never
 // produced by both servers, or when fewer than 30 % of the writes took effect.
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
-	"strings"
 	"time"
-
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-
-	"kvd.dev/interop/proc"
 )
 
+// config is one combination, with how far it is run.
 type config struct {
 	etcdBin, kvdBin   string
 	etcdArgs, kvdArgs string
-	requests          int
-	seed              uint64
-	diffsMax          int
-	sabotage          int
-	partial           bool
-	restarts          int
+
+	members int
+	auth    string
+	tls     bool
+	engine  string // "" is the tested server's own default
+
+	requests   int
+	seed       uint64
+	diffsMax   int
+	sabotageAt int
+	partial    bool
+	restarts   int
+	downgrade  bool
 }
 
-// effectiveMin is the least part of the writes, in percent, that must take effect.
+func (c config) String() string {
+	return fmt.Sprintf("--members=%d --auth=%s --tls=%t --engine=%s --requests=%d --seed=%d", c.members, c.auth, c.tls, c.engine, c.requests, c.seed)
+}
+
+// effectiveMin is the least part of the writes, in percent, that must take effect; with auth many are refused.
 const effectiveMin = 30
+
+func (c config) effectiveMin() float64 {
+	if c.auth != authOff {
+		return effectiveMin / 2
+	}
+	return effectiveMin
+}
 
 func main() {
 	var c config
+	var plan string
 	flag.StringVar(&c.etcdBin, "etcd-bin", "bin/etcd", "the reference server")
 	flag.StringVar(&c.kvdBin, "kvd-bin", "", "the server under test")
 	flag.StringVar(&c.etcdArgs, "etcd-args", "--unsafe-no-fsync", "more flags for the reference, separated by spaces")
-	flag.StringVar(&c.kvdArgs, "kvd-args", "", "more flags for the server under test, separated by spaces")
+	flag.StringVar(&c.kvdArgs, "kvd-args", "--unsafe-no-fsync", "more flags for the server under test, separated by spaces")
+	flag.IntVar(&c.members, "members", 1, "members on each side, 1 or 3")
+	flag.StringVar(&c.auth, "auth", authOff, "users and roles for most of the run, with tokens of this kind: off, simple, jwt")
+	flag.BoolVar(&c.tls, "tls", false, "TLS on the client port, with client certificates")
+	flag.StringVar(&c.engine, "engine", "", "storage engine of the server under test: redb, sled; empty passes no flag")
+	flag.StringVar(&plan, "plan", "", "several combinations in turn that share the requests: short, all; the flags above are then the plan's")
 	flag.IntVar(&c.requests, "requests", 20000, "how many requests to send")
 	flag.Uint64Var(&c.seed, "seed", 1, "seed of the generator")
 	flag.IntVar(&c.diffsMax, "max-diffs", 20, "stop after this many differences")
-	flag.IntVar(&c.sabotage, "sabotage", 0, "falsify one field of the tested server's answer at this request, which must then be found")
+	flag.IntVar(&c.sabotageAt, "sabotage", 0, "falsify one field of the tested server's answer at this request, which must then be found")
 	flag.BoolVar(&c.partial, "partial", false, "do not fail for missing coverage (for short runs)")
-	flag.IntVar(&c.restarts, "restarts", 2, "how often both servers are killed and started again during the run")
+	flag.IntVar(&c.restarts, "restarts", 1, "how often both servers are killed and started again during the run")
+	flag.BoolVar(&c.downgrade, "downgrade", true, "begin with a downgrade that is enabled and taken back, which takes about ten seconds")
 	flag.Parse()
 	if c.kvdBin == "" {
 		fmt.Fprintln(os.Stderr, "differ: --kvd-bin is required")
 		os.Exit(2)
 	}
-	res, err := run(c, os.Stdout)
+	ok, err := runPlan(c, plan, os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "differ:", err)
 		os.Exit(2)
 	}
-	if !res.ok() {
+	if !ok {
 		os.Exit(1)
 	}
+}
+
+// runPlan runs the combinations of a plan. Each must cover what it alone can; a short plan, whose combinations share too few
+// requests for that, all of it together.
+func runPlan(c config, plan string, out io.Writer) (bool, error) {
+	combinations := []config{c}
+	switch plan {
+	case "":
+	case "short":
+		combinations = c.short()
+	case "all":
+		combinations = c.all()
+	default:
+		return false, fmt.Errorf("no plan %q", plan)
+	}
+	together := newCoverage()
+	ok := true
+	start := time.Now()
+	requests := 0
+	for _, one := range combinations {
+		if plan == "short" {
+			one.partial = true
+		}
+		res, err := run(one, out)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", one, err)
+		}
+		ok = ok && res.ok()
+		requests += res.requests
+		together.add(res.cov)
+	}
+	if plan == "short" {
+		missing := together.report(io.Discard)
+		for _, m := range missing {
+			fmt.Fprintln(out, "never produced by both in any combination:", m)
+		}
+		ok = ok && (len(missing) == 0 || c.partial)
+		fmt.Fprintf(out, "differ: %d combinations, %d requests, %d of scope never produced, %.1f s: %s\n",
+			len(combinations), requests, len(missing), time.Since(start).Seconds(), map[bool]string{true: "ok", false: "FAILED"}[ok])
+	}
+	return ok, nil
+}
+
+// short is a sensible set: each way of auth, each engine, TLS and clusters at least once.
+func (c config) short() []config {
+	var out []config
+	for i, one := range []struct {
+		members int
+		auth    string
+		tls     bool
+		engine  string
+	}{
+		{1, authOff, false, "redb"},
+		{1, authJWT, true, "sled"},
+		{3, authSimple, true, "redb"},
+		{3, authOff, false, "sled"},
+	} {
+		next := c
+		next.members, next.auth, next.tls = one.members, one.auth, one.tls
+		if c.engine != "none" {
+			next.engine = one.engine
+		} else {
+			next.engine = ""
+		}
+		next.requests, next.seed = c.requests/4, c.seed+uint64(i)
+		next.downgrade = c.downgrade && i%2 == 0
+		out = append(out, next)
+	}
+	return out
+}
+
+// all is every combination.
+func (c config) all() []config {
+	engines := []string{"redb", "sled"}
+	if c.engine == "none" {
+		engines = []string{""}
+	}
+	var out []config
+	for _, members := range []int{1, 3} {
+		for _, auth := range []string{authOff, authSimple, authJWT} {
+			for _, tls := range []bool{false, true} {
+				for _, engine := range engines {
+					next := c
+					next.members, next.auth, next.tls, next.engine = members, auth, tls, engine
+					next.seed = c.seed + uint64(len(out))
+					out = append(out, next)
+				}
+			}
+		}
+	}
+	for i := range out {
+		out[i].requests = c.requests / len(out)
+	}
+	return out
 }
 
 // result is the outcome of a run.
@@ -68,41 +182,46 @@ type result struct {
 	requests, diffs int
 	missing         []string
 	effective       float64
+	effectiveMin    float64
 	sabotaged       string
+	cov             *coverage
 }
 
 func (r result) ok() bool {
-	return r.diffs == 0 && len(r.missing) == 0 && r.effective >= effectiveMin
+	return r.diffs == 0 && len(r.missing) == 0 && r.effective >= r.effectiveMin
 }
 
 func run(c config, out io.Writer) (result, error) {
+	if c.auth == "" {
+		c.auth = authOff
+	}
+	c.members = max(1, c.members)
 	p := &pair{
-		cov: newCoverage(), out: out, seed: c.seed, rng: rand.New(rand.NewPCG(c.seed, 0)),
-		requestsGoal: c.requests, diffsMax: c.diffsMax, sabotageAt: c.sabotage, settled: true, restarts: c.restarts,
+		config: c, cov: newCoverage(), out: out, rng: rand.New(rand.NewPCG(c.seed, 0)), auth: newAuthState(),
+		settled: make([]bool, c.members), seen: make([]int, c.members), changes: 1,
 	}
-	for i, o := range []proc.Options{
-		{Label: "etcd", Bin: c.etcdBin, Args: strings.Fields(c.etcdArgs)},
-		{Label: "kvd", Bin: c.kvdBin, Args: strings.Fields(c.kvdArgs)},
-	} {
-		// Progress notifications come often enough to be seen.
-		o.Args = append([]string{"--watch-progress-notify-interval=1s"}, o.Args...)
-		srv, err := proc.Start(o)
-		if err != nil {
-			return result{}, err
-		}
-		defer srv.Close()
-		p.sides[i] = &side{srv: srv, leases: newLeaseNames()}
-		if err := p.sides[i].connect(); err != nil {
-			return result{}, fmt.Errorf("%s: %w", o.Label, err)
-		}
-		defer func() { _ = p.sides[i].conn.Close() }()
+	for i := range p.settled {
+		p.settled[i] = true
 	}
+	p.cov.features = c.features()
+	p.cases, p.ofAuth = p.directedCases(), p.authCases()
 	start := time.Now()
-	fmt.Fprintf(out, "differ: %d requests, seed %d, %s against %s %s\n", c.requests, c.seed, c.etcdBin, c.kvdBin, c.kvdArgs)
-	if err := p.run(); err != nil && !errors.Is(err, errStop) {
+	fmt.Fprintf(out, "differ: %s, %s against %s\n", c, c.etcdBin, c.kvdBin)
+	dir, err := os.MkdirTemp("", "interop-differ-")
+	if err != nil {
 		return result{}, err
 	}
-	res := result{requests: p.requests, diffs: p.diffs, effective: p.cov.effectivePercent(), sabotaged: p.sabotaged}
+	defer func() { _ = os.RemoveAll(dir) }()
+	defer p.close()
+	if err := p.start(dir); err != nil {
+		return result{}, err
+	}
+	if err := p.run(); err != nil && !errors.Is(err, errStop) {
+		fmt.Fprintln(out, "directed cases so far:", p.directed)
+		p.showExited(time.Second)
+		return result{}, fmt.Errorf("request %d: %w", p.requests, err)
+	}
+	res := result{requests: p.requests, diffs: p.diffs, effective: p.cov.effectivePercent(), effectiveMin: c.effectiveMin(), sabotaged: p.sabotaged, cov: p.cov}
 	missing := p.cov.report(out)
 	if !c.partial {
 		res.missing = missing
@@ -110,15 +229,15 @@ func run(c config, out io.Writer) (result, error) {
 	for _, m := range res.missing {
 		fmt.Fprintln(out, "never produced by both:", m)
 	}
-	if res.effective < effectiveMin {
-		fmt.Fprintf(out, "only %.1f %% of the writes took effect, want %d %%\n", res.effective, effectiveMin)
+	if res.effective < res.effectiveMin {
+		fmt.Fprintf(out, "only %.1f %% of the writes took effect, want %.0f %%\n", res.effective, res.effectiveMin)
 	}
 	verdict := "ok"
 	if !res.ok() {
 		verdict = "FAILED"
 	}
-	fmt.Fprintf(out, "differ: %s: %d requests, %d differences, %d of scope never produced, %.1f s\n",
-		verdict, res.requests, res.diffs, len(res.missing), time.Since(start).Seconds())
+	fmt.Fprintf(out, "differ: %s: %s: %d requests, %d differences, %d of scope never produced, %.1f %% of writes effective, %.1f s\n",
+		verdict, c, res.requests, res.diffs, len(missing), res.effective, time.Since(start).Seconds())
 	return res, nil
 }
 
@@ -126,79 +245,18 @@ func (p *pair) run() error {
 	if err := p.prelude(); err != nil {
 		return err
 	}
-	for p.requests < p.requestsGoal {
-		if p.requests > p.requestsGoal*(p.restarted+1)/(p.restarts+1) {
+	for p.requests < p.config.requests {
+		if p.requests > p.config.requests*(p.restarted+1)/(p.restarts+1) {
 			if err := p.restart(); err != nil {
 				return err
 			}
+		}
+		if err := p.authPhase(); err != nil {
+			return err
 		}
 		if err := p.step(); err != nil {
 			return err
 		}
 	}
 	return p.finale()
-}
-
-// connect opens the side's connection and waits until the member is complete.
-func (s *side) connect() error {
-	conn, err := s.srv.Dial()
-	if err != nil {
-		return err
-	}
-	s.conn = conn
-	return waitReady(s)
-}
-
-// restart kills both servers and starts them again: everything acknowledged must still be there, leases with their
-// whole time.
-func (p *pair) restart() error {
-	p.restarted++
-	for len(p.streams) > 0 {
-		if err := p.closeStream(p.streams[0]); err != nil {
-			return err
-		}
-	}
-	// An unfinished compaction would go on after the start on one server and not on the other.
-	if err := p.finishCompaction(); err != nil {
-		return err
-	}
-	killed := time.Now()
-	for _, s := range p.sides {
-		if s.keepAlive != nil {
-			s.keepAliveCancel()
-			s.keepAlive = nil
-		}
-		_ = s.conn.Close()
-		s.srv.Kill()
-		if err := s.srv.Run(); err != nil {
-			return err
-		}
-		if err := s.connect(); err != nil {
-			return fmt.Errorf("%s after a restart: %w", s.srv.Label, err)
-		}
-	}
-	for _, l := range p.leases {
-		if err := p.checkRestored(l, time.Since(killed)); err != nil {
-			return err
-		}
-	}
-	return p.compareAll()
-}
-
-// waitReady waits for what a member decides a moment after it serves: its storage version, a few seconds after the
-// first election. A server that never reports one is compared as it is.
-func waitReady(s *side) error {
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-		resp, err := pb.NewMaintenanceClient(s.conn).Status(ctx, &pb.StatusRequest{})
-		cancel()
-		if err != nil {
-			return err
-		}
-		if resp.StorageVersion != "" || time.Now().After(deadline) {
-			return nil
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
 }

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -26,46 +27,70 @@ const callTimeout = 30 * time.Second
 // errStop ends a run: enough differences, or a server is gone.
 var errStop = errors.New("stopped")
 
-// side is one of the two servers: 0 is the reference, 1 is under test.
+// side is one of the two clusters: 0 is the reference, 1 is under test.
 type side struct {
-	srv       *proc.Server
-	conn      *grpc.ClientConn
-	leases    *leaseNames
+	label   string
+	members []*member
+	names   *names
+}
+
+// member is one server of a side with the connections to it.
+type member struct {
+	srv  *proc.Server
+	conn *grpc.ClientConn
+	// as are connections with client certificates of other common names.
+	as        map[string]*grpc.ClientConn
 	keepAlive pb.Lease_LeaseKeepAliveClient
 
 	keepAliveCancel context.CancelFunc
 }
 
+// end is where one side's half of a call goes.
+type end struct {
+	side int
+	s    *side
+	m    *member
+	conn *grpc.ClientConn
+}
+
 // pair sends the same requests to both servers one by one and compares every answer.
 type pair struct {
+	config
 	sides [2]*side
 	cov   *coverage
 	rng   *rand.Rand
 	out   io.Writer
-	seed  uint64
+	tls   *proc.TLSFiles
 
-	requests     int // sent so far
-	requestsGoal int
-	diffs        int
-	diffsMax     int
-	sabotageAt   int // request whose answer from side 1 is falsified; 0 = never
-	sabotaged    string
+	requests  int // sent so far
+	diffs     int
+	sabotaged string
 
 	// What the reference's answers tell about the state; only used to aim requests.
 	revision  int64
 	compacted int64   // newest compacted revision
 	compacts  []int64 // all compacted revisions
-	settled   bool    // no compaction is running in the background
+	settled   []bool  // per member: no compaction is running in the background
 	leases    []*leaseState
 	chosen    int64 // leases whose id the servers chose, so far
 	tainted   bool  // keys are attached to such a lease, so stored bytes and HashKV differ
 	expiries  int   // expiry scenarios run
 	fragments int   // fragment scenarios run
 	directed  int   // directed cases sent
-	restarts  int   // restarts still to do
-	restarted int   // restarts done
-	streams   []*watchStream
-	streamSeq int
+	cases     []func() error
+	// The same for cases that need auth to be on.
+	authDirected int
+	ofAuth       []func() error
+	restarted    int // restarts done
+	streams      []*watchStream
+	streamSeq    int
+	alarms       alarmState
+	added        int // members added so far
+	auth         authState
+
+	// changes counts what may have changed something; seen is, per member, how much of it that member has surely applied.
+	changes int
+	seen    []int
 }
 
 // call is one unary request. The hooks are optional.
@@ -73,10 +98,18 @@ type call struct {
 	rpc string
 	req proto.Message
 	md  metadata.MD
+	// who sends it; nil is someone who may do everything.
+	who *caller
+	// member is the number of the member that gets it, from 1 on; 0 draws one.
+	member int
+	// route overrides member for each side.
+	route func(side int) int
 	// inspect sees each server's normalised answer and returns what is wrong with it, or "".
 	inspect func(side int, resp proto.Message) string
 	// adopt sees each server's raw answer before it is normalised.
 	adopt func(side int, resp proto.Message) string
+	// lost allows the answer that there is no leader or quorum.
+	lost bool
 }
 
 func scopeOf(rpc string) rpcScope {
@@ -92,12 +125,25 @@ func (p *pair) context(md metadata.MD) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(metadata.NewOutgoingContext(context.Background(), md), callTimeout)
 }
 
+// anywhere draws the number of a member.
+func (p *pair) anywhere() int { return 1 + p.rng.IntN(p.members) }
+
+// endOf is member number n of a side as who reaches it.
+func (p *pair) endOf(side, n int, who *caller) end {
+	m := p.sides[side].members[n-1]
+	conn := m.conn
+	if who != nil && who.cert != "" {
+		conn = m.as[who.cert]
+	}
+	return end{side, p.sides[side], m, conn}
+}
+
 // do sends the call to both servers, compares, and returns the reference's answer.
 func (p *pair) do(c call) (answer, error) {
 	scope := scopeOf(c.rpc)
-	return p.exchange(c, func(ctx context.Context, s *side, req proto.Message) (proto.Message, error) {
+	return p.exchange(c, func(ctx context.Context, e end, req proto.Message) (proto.Message, error) {
 		resp := scope.resp.ProtoReflect().New().Interface()
-		if err := s.conn.Invoke(ctx, scope.method, req, resp); err != nil {
+		if err := e.conn.Invoke(ctx, scope.method, req, resp); err != nil {
 			return nil, err
 		}
 		return resp, nil
@@ -105,30 +151,69 @@ func (p *pair) do(c call) (answer, error) {
 }
 
 // exchange is do with the way of sending given.
-func (p *pair) exchange(c call, send func(context.Context, *side, proto.Message) (proto.Message, error)) (answer, error) {
+func (p *pair) exchange(c call, send func(context.Context, end, proto.Message) (proto.Message, error)) (answer, error) {
 	p.requests++
+	if c.who == nil {
+		var err error
+		if c.who, err = p.privileged(); err != nil {
+			return answer{}, err
+		}
+	}
+	if c.member == 0 {
+		c.member = p.anywhere()
+	}
+	if c.rpc == "Cluster.MemberPromote" && p.auth.on && p.members > 1 {
+		// etcd's other members ask the leader without the caller's token and wait in vain (docs/differences.md).
+		var err error
+		if c.route, err = p.toLeader(); err != nil {
+			return answer{}, err
+		}
+	}
+	if err := p.catchUp(c); err != nil {
+		return answer{}, err
+	}
 	var got [2]answer
 	var complaint [2]string
 	done := make(chan struct{}, 2)
 	for i, s := range p.sides {
-		req := s.leases.toServer(c.req)
+		req := s.names.toServer(c.req)
+		n := c.member
+		if c.route != nil {
+			n = c.route(i)
+		}
 		go func() {
-			ctx, cancel := p.context(c.md)
+			ctx, cancel := p.context(c.who.metadata(i, c.md))
 			defer cancel()
-			got[i] = answerOf(send(ctx, s, req))
+			got[i] = answerOf(send(ctx, p.endOf(i, n, c.who), req))
 			done <- struct{}{}
 		}()
 	}
 	<-done
 	<-done
+	for tries := 0; p.members > 1 && dropped(c, got[0]) && tries < 3; tries++ {
+		n := c.member
+		if c.route != nil {
+			n = c.route(0)
+		}
+		ctx, cancel := p.context(c.who.metadata(0, c.md))
+		got[0] = answerOf(send(ctx, p.endOf(0, n, c.who), p.sides[0].names.toServer(c.req)))
+		cancel()
+	}
+	if !readOnly[c.rpc] {
+		p.changes++
+	}
 	for i, s := range p.sides {
 		if got[i].resp == nil {
 			continue
 		}
-		if c.adopt != nil {
+		complaint[i] = membersOutOfOrder(got[i].resp)
+		if c.adopt != nil && complaint[i] == "" {
 			complaint[i] = c.adopt(i, got[i].resp)
 		}
-		normalise(got[i].resp, s.leases, s.srv.Addr(), s.srv.PeerAddr())
+		normalise(got[i].resp, s.names)
+		if c.route != nil {
+			unplace(got[i].resp, c.route(i))
+		}
 		if i == 1 {
 			p.sabotage(got[i].resp)
 		}
@@ -141,9 +226,10 @@ func (p *pair) exchange(c call, send func(context.Context, *side, proto.Message)
 	if b.resp != nil {
 		original = proto.Clone(b.resp)
 	}
-	same := equal(c.req, a, b) && a.code != codes.Unavailable // one member is never unavailable: one has crashed
+	// A complete cluster is never unavailable: one has crashed.
+	same := equal(c.req, a, b) && (a.code != codes.Unavailable || c.lost)
 	if same && original != nil && !proto.Equal(original, b.resp) {
-		same = p.checkCut(c.req, a.resp, original)
+		same = p.checkCut(c, a.resp, original)
 		b.resp = original
 	}
 	before := p.revision
@@ -157,13 +243,19 @@ func (p *pair) exchange(c call, send func(context.Context, *side, proto.Message)
 			p.cov.effective++
 		}
 	}
-	return a, nil
+	return a, p.learnAuth(c, a)
+}
+
+// dropped tells whether etcd's raft dropped a change of the members, as it does while its leader has yet to apply the one
+// before. Nothing has changed then. It shows after the whole request timeout; the tested server must not do the same.
+func dropped(c call, a answer) bool {
+	return strings.HasPrefix(c.rpc, "Cluster.Member") && a.code == codes.Unavailable && a.text == "etcdserver: request timed out"
 }
 
 // settleScore records an exchange as coverage or as a difference.
 func (p *pair) settleScore(c call, a, b answer, same bool, complaint [2]string) error {
 	if !same || complaint[0] != "" || complaint[1] != "" {
-		return p.differ(c.rpc, c.req, c.md, show(a)+note(complaint[0]), show(b)+note(complaint[1]))
+		return p.differ(c.rpc, c.req, c.from(p), show(a)+note(complaint[0]), show(b)+note(complaint[1]))
 	}
 	p.cov.request(c.rpc, c.req)
 	if a.resp != nil {
@@ -175,24 +267,39 @@ func (p *pair) settleScore(c call, a, b answer, same bool, complaint [2]string) 
 	return nil
 }
 
+// from says who sent a call where, for messages.
+func (c call) from(p *pair) string {
+	var parts []string
+	if c.who != nil && c.who.name != "" {
+		parts = append(parts, "by "+c.who.name)
+	}
+	if p.members > 1 && c.member != 0 {
+		parts = append(parts, fmt.Sprintf("to member %d", c.member))
+	}
+	if len(c.md) > 0 {
+		parts = append(parts, fmt.Sprintf("metadata %q", c.md))
+	}
+	return strings.Join(parts, ", ")
+}
+
 // checkCut verifies what equal cannot: an answer cut by its limit inside a group of equal sort keys may hold any
 // members of that group, but only members of it. The reference is asked for the uncut answer.
-func (p *pair) checkCut(req, a, b proto.Message) bool {
-	r, ok := req.(*pb.RangeRequest)
+func (p *pair) checkCut(c call, a, b proto.Message) bool {
+	r, ok := c.req.(*pb.RangeRequest)
 	ra, isRange := a.(*pb.RangeResponse)
 	if !ok || !isRange || !ra.More {
 		return true
 	}
 	whole := proto.Clone(r).(*pb.RangeRequest)
 	whole.Limit = 0
-	ctx, cancel := p.context(nil)
+	ctx, cancel := p.context(c.who.metadata(0, nil))
 	defer cancel()
-	s := p.sides[0]
-	resp, err := pb.NewKVClient(s.conn).Range(ctx, s.leases.toServer(whole).(*pb.RangeRequest))
+	e := p.endOf(0, c.member, c.who)
+	resp, err := pb.NewKVClient(e.conn).Range(ctx, e.s.names.toServer(whole).(*pb.RangeRequest))
 	if err != nil {
 		return false
 	}
-	normalise(resp, s.leases, s.srv.Addr(), s.srv.PeerAddr())
+	normalise(resp, e.s.names)
 	return subset(b.(*pb.RangeResponse).Kvs, resp.Kvs)
 }
 
@@ -223,26 +330,30 @@ func (p *pair) learn(resp proto.Message) {
 }
 
 // differ prints one difference. It returns errStop when the run should end.
-func (p *pair) differ(rpc string, req proto.Message, md metadata.MD, a, b string) error {
+func (p *pair) differ(rpc string, req proto.Message, from, a, b string) error {
 	p.diffs++
-	fmt.Fprintf(p.out, "\nDIFFERENCE %d: seed %d, request %d, %s\n", p.diffs, p.seed, p.requests, rpc)
+	fmt.Fprintf(p.out, "\nDIFFERENCE %d: %s, request %d, %s %s\n", p.diffs, p.config, p.requests, rpc, from)
 	if req != nil {
 		fmt.Fprintf(p.out, "  request  %s\n", text(req))
 	}
-	if len(md) > 0 {
-		fmt.Fprintf(p.out, "  metadata %q\n", md)
-	}
-	fmt.Fprintf(p.out, "  %-8s %s\n  %-8s %s\n", p.sides[0].srv.Label, a, p.sides[1].srv.Label, b)
-	for _, s := range p.sides {
-		if s.srv.Exited() {
-			fmt.Fprintf(p.out, "%s has exited; end of its log:\n%s\n", s.srv.Label, s.srv.LogTail(60))
-			return errStop
-		}
-	}
-	if p.diffs >= p.diffsMax {
+	fmt.Fprintf(p.out, "  %-8s %s\n  %-8s %s\n", p.sides[0].label, a, p.sides[1].label, b)
+	if p.showExited(0) || p.diffs >= p.config.diffsMax {
 		return errStop
 	}
 	return nil
+}
+
+// showExited prints the end of the log of a server that is gone.
+func (p *pair) showExited(limit time.Duration) bool {
+	for _, s := range p.sides {
+		for _, m := range s.members {
+			if m.srv.ExitsWithin(limit) {
+				fmt.Fprintf(p.out, "%s has exited; end of its log:\n%s\n", m.srv.Label, m.srv.LogTail(60))
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func show(a answer) string {
@@ -285,7 +396,7 @@ func clip(s string) string {
 
 // sabotage falsifies one field of an answer, to prove that a difference is found.
 func (p *pair) sabotage(m proto.Message) {
-	if p.sabotageAt == 0 || p.requests < p.sabotageAt || p.sabotaged != "" {
+	if p.config.sabotageAt == 0 || p.requests < p.config.sabotageAt || p.sabotaged != "" {
 		return
 	}
 	fields := compared(m)

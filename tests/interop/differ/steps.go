@@ -29,10 +29,38 @@ func (p *pair) metadata() metadata.MD {
 
 // step sends one generated request, or a few that belong together.
 func (p *pair) step() error {
-	if p.requests >= (p.directed+1)*directedEvery {
+	if p.directed < len(p.cases) && p.requests >= p.directed*p.config.requests/len(p.cases) {
 		return p.directedStep()
 	}
+	if p.auth.on && p.authDirected < len(p.ofAuth) && float64(p.authDirected) < p.authProgress()*float64(len(p.ofAuth)) {
+		p.authDirected++
+		return p.ofAuth[p.authDirected-1]()
+	}
 	switch n := p.rng.IntN(1000); {
+	case n < 660:
+		return p.plainStep()
+	case n < 730 && p.config.auth != authOff:
+		return p.authStep()
+	case n < 790:
+		return p.leaseStep()
+	case n < 850:
+		return p.watchStep()
+	case n < 858:
+		return p.compact()
+	case n < 868:
+		return p.hashKV()
+	case n < 900:
+		return p.serviceStep()
+	case n < 940:
+		return p.rareStep()
+	default:
+		return p.plainStep()
+	}
+}
+
+// plainStep sends something to the KV service.
+func (p *pair) plainStep() error {
+	switch n := p.rng.IntN(820); {
 	case n < 280:
 		return p.once("KV.Range", p.rangeRequest())
 	case n < 340:
@@ -41,32 +69,22 @@ func (p *pair) step() error {
 		return p.once("KV.Put", p.putRequest())
 	case n < 640:
 		return p.once("KV.DeleteRange", p.deleteRequest())
-	case n < 820:
-		return p.once("KV.Txn", p.txnRequest(1))
-	case n < 890:
-		return p.leaseStep()
-	case n < 942:
-		return p.watchStep()
-	case n < 950:
-		return p.compact()
-	case n < 960:
-		return p.hashKV()
 	default:
-		return p.rareStep()
+		return p.once("KV.Txn", p.txnRequest(1))
 	}
 }
 
 func (p *pair) rareStep() error {
-	switch n := p.rng.IntN(100); {
-	case n < 20:
+	switch n := p.rng.IntN(130); {
+	case n < 15:
 		return p.once("Cluster.MemberList", &pb.MemberListRequest{Linearizable: p.chance(50)})
-	case n < 35:
+	case n < 30:
 		return p.once("Maintenance.Status", &pb.StatusRequest{})
-	case n < 40:
+	case n < 35:
 		return p.once("Maintenance.Hash", &pb.HashRequest{})
-	case n < 44:
+	case n < 38:
 		return p.once("Maintenance.Defragment", &pb.DefragmentRequest{})
-	case n < 60:
+	case n < 50:
 		req := &pb.AlarmRequest{Alarm: pb.AlarmType(p.rng.IntN(3))}
 		if p.chance(30) {
 			req.MemberID = p.rng.Uint64()
@@ -75,14 +93,27 @@ func (p *pair) rareStep() error {
 			req.Alarm = 9
 		}
 		return p.once("Maintenance.Alarm", req)
-	case n < 72:
+	case n < 62:
 		return p.once("Health.Check", &healthpb.HealthCheckRequest{Service: pick(p, "", "", "no such service", "etcdserverpb.KV")})
-	case n < 80:
+	case n < 68:
 		return p.unknownMethod()
-	case n < 88:
+	case n < 76:
 		return p.badClientVersion()
-	default:
+	case n < 84:
 		return p.oversized()
+	case n < 87:
+		return p.snapshot()
+	case n < 97:
+		return p.once("Maintenance.Downgrade", p.downgradeRequest())
+	case n < 99:
+		return p.moveLeader()
+	case n < 101:
+		return p.offLeader(call{rpc: "Maintenance.MoveLeader", req: &pb.MoveLeaderRequest{TargetID: firstMember}})
+	case n < 103:
+		return p.alarmWindow(pick(p, pb.AlarmType_NOSPACE, pb.AlarmType_CORRUPT))
+	default:
+		rpc, req := p.clusterRequest()
+		return p.once(rpc, req)
 	}
 }
 
@@ -95,17 +126,41 @@ func (p *pair) fewScenarios(ran *int, most int, scenario func() error) error {
 	return scenario()
 }
 
+// generated is a call by some caller with some metadata.
+func (p *pair) generated(rpc string, req proto.Message) (call, error) {
+	c := call{rpc: rpc, req: req, md: p.metadata()}
+	var err error
+	if c.who, err = p.anyone(); err != nil {
+		return c, err
+	}
+	if p.auth.on && !c.who.root {
+		straighten(req)
+	}
+	return c, nil
+}
+
 func (p *pair) once(rpc string, req proto.Message) error {
-	_, err := p.do(call{rpc: rpc, req: req, md: p.metadata()})
+	c, err := p.generated(rpc, req)
+	if err != nil {
+		return err
+	}
+	_, err = p.do(c)
 	return err
 }
 
 func (p *pair) rangeStream(req *pb.RangeRequest) error {
-	const rpc = "KV.RangeStream"
+	c, err := p.generated("KV.RangeStream", req)
+	if err != nil {
+		return err
+	}
+	return p.rangeStreamBy(c)
+}
+
+func (p *pair) rangeStreamBy(c call) error {
 	var broken [2]string
-	c := call{rpc: rpc, req: req, md: p.metadata(), inspect: func(side int, _ proto.Message) string { return broken[side] }}
-	_, err := p.exchange(c, func(ctx context.Context, s *side, req proto.Message) (proto.Message, error) {
-		stream, err := pb.NewKVClient(s.conn).RangeStream(ctx, req.(*pb.RangeRequest))
+	c.inspect = func(side int, _ proto.Message) string { return broken[side] }
+	_, err := p.exchange(c, func(ctx context.Context, e end, req proto.Message) (proto.Message, error) {
+		stream, err := pb.NewKVClient(e.conn).RangeStream(ctx, req.(*pb.RangeRequest))
 		if err != nil {
 			return nil, err
 		}
@@ -119,7 +174,7 @@ func (p *pair) rangeStream(req *pb.RangeRequest) error {
 				return nil, err
 			}
 			if complaint := mergeChunk(merged, chunk.RangeResponse, req.(*pb.RangeRequest).SortTarget == pb.RangeRequest_KEY); complaint != "" {
-				broken[p.index(s)] = complaint
+				broken[e.side] = complaint
 			}
 		}
 	})
@@ -145,13 +200,6 @@ func mergeChunk(merged, chunk *pb.RangeResponse, byKey bool) string {
 	return complaint
 }
 
-func (p *pair) index(s *side) int {
-	if p.sides[0] == s {
-		return 0
-	}
-	return 1
-}
-
 func (p *pair) compact() error {
 	// A compaction takes away previous values and history that watches have not delivered yet.
 	if err := p.settleAll(); err != nil {
@@ -174,30 +222,40 @@ func (p *pair) compact() error {
 }
 
 func (p *pair) compactTo(req *pb.CompactionRequest) error {
-	a, err := p.do(call{rpc: "KV.Compact", req: req, md: p.metadata()})
+	c, err := p.generated("KV.Compact", req)
+	if err != nil {
+		return err
+	}
+	c.member = p.anywhere()
+	return p.compactBy(c)
+}
+
+func (p *pair) compactBy(c call) error {
+	req := c.req.(*pb.CompactionRequest)
+	a, err := p.do(c)
 	if a.resp != nil {
 		p.compacted = req.Revision
 		p.compacts = append(p.compacts, req.Revision)
-		p.settled = req.Physical
+		for i := range p.settled {
+			p.settled[i] = req.Physical && i == c.member-1
+		}
 	}
 	return err
 }
 
-// finishCompaction waits for the compaction in the background: a physical one waits for those before it, even when it
+// finishCompaction waits for a member's compaction in the background: a physical one waits for those before it, even when it
 // is refused.
-func (p *pair) finishCompaction() error {
-	if p.settled {
+func (p *pair) finishCompaction(member int) error {
+	if p.settled[member-1] {
 		return nil
 	}
-	p.settled = true
-	return p.compactTo(&pb.CompactionRequest{Revision: p.compacted, Physical: true})
+	p.settled[member-1] = true
+	req := &pb.CompactionRequest{Revision: p.compacted, Physical: true}
+	return p.compactBy(call{rpc: "KV.Compact", req: req, member: member})
 }
 
-// hashKV compares hashes; those depend on what a compaction has already removed, so it must have ended.
+// hashKV compares hashes of some member.
 func (p *pair) hashKV() error {
-	if err := p.finishCompaction(); err != nil {
-		return err
-	}
 	req := &pb.HashKVRequest{}
 	switch n := p.rng.IntN(100); {
 	case n < 35:
@@ -206,13 +264,26 @@ func (p *pair) hashKV() error {
 	case len(p.compacts) > 0:
 		req.Revision = pick(p, p.compacts[max(0, len(p.compacts)-14):]...)
 	}
-	inspect := func(_ int, resp proto.Message) string {
+	c, err := p.generated("Maintenance.HashKV", req)
+	if err != nil {
+		return err
+	}
+	c.member = p.anywhere()
+	return p.hashKVBy(c)
+}
+
+// hashKVBy compares hashes; those depend on what a compaction has already removed, so it must have ended.
+func (p *pair) hashKVBy(c call) error {
+	if err := p.finishCompaction(c.member); err != nil {
+		return err
+	}
+	c.inspect = func(_ int, resp proto.Message) string {
 		if p.tainted {
 			resp.(*pb.HashKVResponse).Hash = 1
 		}
 		return ""
 	}
-	_, err := p.do(call{rpc: "Maintenance.HashKV", req: req, md: p.metadata(), inspect: inspect})
+	_, err := p.do(c)
 	return err
 }
 
@@ -222,23 +293,14 @@ func (p *pair) unknownMethod() error {
 
 // callUnknown calls what no server has.
 func (p *pair) callUnknown(method string) error {
-	req := &pb.RangeRequest{Key: []byte("k")}
-	c := call{rpc: "KV.Range", req: req}
-	p.requests++
-	var got [2]answer
-	for i, s := range p.sides {
-		ctx, cancel := p.context(nil)
+	_, err := p.exchange(call{rpc: "KV.Range", req: &pb.RangeRequest{Key: []byte("k")}}, func(ctx context.Context, e end, req proto.Message) (proto.Message, error) {
 		resp := &pb.RangeResponse{}
-		err := s.conn.Invoke(ctx, method, req, resp)
-		cancel()
-		got[i] = answerOf(resp, err)
-	}
-	if !equal(req, got[0], got[1]) {
-		return p.differ(method, req, nil, show(got[0]), show(got[1]))
-	}
-	name, _ := errorName(got[0].code, got[0].text)
-	p.cov.failure(c.rpc, name)
-	return nil
+		if err := e.conn.Invoke(ctx, method, req, resp); err != nil {
+			return nil, err
+		}
+		return resp, nil
+	})
+	return err
 }
 
 // oversized sends what exceeds the proposal limit or the gRPC message limit.
@@ -248,24 +310,25 @@ func (p *pair) oversized() error {
 
 func (p *pair) oversizedBy(limit, kind int) error {
 	big := make([]byte, limit+64<<10)
+	c := call{rpc: "KV.Put", req: &pb.PutRequest{Key: []byte("k"), Value: big}}
 	switch kind {
 	case 0:
-		return p.once("KV.DeleteRange", &pb.DeleteRangeRequest{Key: big})
+		c.rpc, c.req = "KV.DeleteRange", &pb.DeleteRangeRequest{Key: big}
 	case 1:
-		return p.once("KV.Txn", &pb.TxnRequest{Success: []*pb.RequestOp{putOp(&pb.PutRequest{Key: []byte("k"), Value: big})}})
+		c.rpc, c.req = "KV.Txn", &pb.TxnRequest{Success: []*pb.RequestOp{putOp(&pb.PutRequest{Key: []byte("k"), Value: big})}}
 	case 2:
-		return p.once("KV.Range", &pb.RangeRequest{Key: big}) // reads have only the gRPC limit
-	default:
-		return p.once("KV.Put", &pb.PutRequest{Key: []byte("k"), Value: big})
+		c.rpc, c.req = "KV.Range", &pb.RangeRequest{Key: big} // reads have only the gRPC limit
 	}
+	_, err := p.do(c)
+	return err
 }
 
 // badClientVersion sends metadata that is not UTF-8, which a Go gRPC client refuses to send.
 func (p *pair) badClientVersion() error {
 	req := &pb.RangeRequest{Key: []byte("k")}
 	c := call{rpc: "KV.Range", req: req}
-	_, err := p.exchange(c, func(ctx context.Context, s *side, req proto.Message) (proto.Message, error) {
-		code, message, err := rawCall(ctx, s.srv.Addr(), scopeOf(c.rpc).method, req, map[string]string{"client-api-version": "\xff\xfe"})
+	_, err := p.exchange(c, func(ctx context.Context, e end, req proto.Message) (proto.Message, error) {
+		code, message, err := rawCall(ctx, e.m.srv, scopeOf(c.rpc).method, req, map[string]string{"client-api-version": "\xff\xfe"})
 		if err != nil {
 			return nil, status.Error(codes.Internal, fmt.Sprintf("raw call: %v", err))
 		}
@@ -293,8 +356,12 @@ func (p *pair) prelude() error {
 			return err
 		}
 	}
-	p.settled = true
-	return nil
+	if p.downgrade {
+		if err := p.downgradeScenario(); err != nil {
+			return err
+		}
+	}
+	return p.authPrelude()
 }
 
 // finale compares everything once more.
@@ -307,24 +374,38 @@ func (p *pair) finale() error {
 	return p.compareAll()
 }
 
-// compareAll compares all pairs, all history since the compaction, all leases and the hash.
+// compareAll compares all pairs, all history since the compaction, all leases and the hash, on every member.
 func (p *pair) compareAll() error {
-	if err := p.once("KV.Range", &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}); err != nil {
+	for n := range p.members {
+		if err := p.compareMember(n + 1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *pair) compareMember(n int) error {
+	all := &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Serializable: true}
+	if _, err := p.do(call{rpc: "KV.Range", req: all, member: n}); err != nil {
 		return err
 	}
-	ws, err := p.openStream()
+	who, err := p.privileged()
+	if err != nil {
+		return err
+	}
+	ws, err := p.openStreamOf(who, n, nil)
 	if err != nil || ws == nil {
 		return err
 	}
-	all := &pb.WatchCreateRequest{Key: []byte{0}, RangeEnd: []byte{0}, StartRevision: max(1, p.compacted), PrevKv: true}
-	if err := p.createWatch(ws, all); err != nil {
+	history := &pb.WatchCreateRequest{Key: []byte{0}, RangeEnd: []byte{0}, StartRevision: max(1, p.compacted), PrevKv: true}
+	if err := p.createWatch(ws, history); err != nil {
 		return err
 	}
 	if err := p.closeStream(ws); err != nil {
 		return err
 	}
-	if err := p.listLeases(); err != nil {
+	if err := p.listLeasesBy(call{rpc: "Lease.LeaseLeases", req: &pb.LeaseLeasesRequest{}, member: n}); err != nil {
 		return err
 	}
-	return p.hashKV()
+	return p.hashKVBy(call{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{}, member: n})
 }

@@ -27,6 +27,8 @@ import (
 type watchStream struct {
 	name     string
 	md       metadata.MD
+	who      *caller
+	member   int
 	sides    [2]*watchSide
 	watchers map[int64]*watcher // by watch id, as the reference granted it
 	fence    int64              // id of the fence watch
@@ -77,17 +79,27 @@ const (
 	settleWait  = 10 * time.Second
 )
 
-// openStream opens a stream to both servers; it returns nil when one of them refuses.
+// openStream opens a stream of some caller to some member of both sides; it returns nil when one of them refuses.
 func (p *pair) openStream() (*watchStream, error) {
-	ws := &watchStream{watchers: map[int64]*watcher{}, name: fmt.Sprintf("stream %d", p.streamSeq)}
+	who, err := p.anyone()
+	if err != nil {
+		return nil, err
+	}
+	return p.openStreamOf(who, p.anywhere(), p.metadata())
+}
+
+func (p *pair) openStreamOf(who *caller, member int, md metadata.MD) (*watchStream, error) {
+	ws := &watchStream{watchers: map[int64]*watcher{}, name: fmt.Sprintf("stream %d", p.streamSeq), who: who, member: member, md: md}
 	p.streamSeq++
-	ws.md = p.metadata()
+	if err := p.catchUpAt(member); err != nil {
+		return nil, err
+	}
 	for i, s := range p.sides {
-		ctx, cancel := context.WithCancel(metadata.NewOutgoingContext(context.Background(), ws.md))
-		stream, err := pb.NewWatchClient(s.conn).Watch(ctx)
+		ctx, cancel := context.WithCancel(metadata.NewOutgoingContext(context.Background(), who.metadata(i, md)))
+		stream, err := pb.NewWatchClient(p.endOf(i, member, who).conn).Watch(ctx)
 		if err != nil {
 			cancel()
-			return nil, p.watchDiffers(ws, nil, ws.md, ws.name, fmt.Sprintf("%s cannot open a stream: %v", s.srv.Label, err))
+			return nil, p.watchDiffers(ws, nil, ws.name, fmt.Sprintf("%s cannot open a stream: %v", s.label, err))
 		}
 		side := &watchSide{stream: stream, cancel: cancel, notify: make(chan struct{}, 1), events: map[int64]*eventLog{}}
 		ws.sides[i] = side
@@ -125,8 +137,7 @@ func (p *pair) pump(ws *watchStream) {
 		side.inbox = nil
 		side.mu.Unlock()
 		for _, resp := range inbox {
-			s := p.sides[i]
-			normalise(resp, s.leases, s.srv.Addr(), s.srv.PeerAddr())
+			normalise(resp, p.sides[i].names)
 			if i == 1 {
 				p.sabotage(resp)
 			}
@@ -243,7 +254,7 @@ func (p *pair) sendWatch(ws *watchStream, req *pb.WatchRequest) {
 func (p *pair) resendWatch(ws *watchStream, req *pb.WatchRequest) {
 	for i, side := range ws.sides {
 		// A failed send shows as a missing answer.
-		_ = side.stream.Send(p.sides[i].leases.toServer(req).(*pb.WatchRequest))
+		_ = side.stream.Send(p.sides[i].names.toServer(req).(*pb.WatchRequest))
 	}
 }
 
@@ -258,7 +269,7 @@ func (p *pair) takeControl(ws *watchStream, req proto.Message) (*pb.WatchRespons
 		}
 	}
 	if got[0] == nil || got[1] == nil || !proto.Equal(got[0], got[1]) {
-		return got[0], p.watchDiffers(ws, req, ws.md, p.showWatch(ws, 0, got[0]), p.showWatch(ws, 1, got[1]))
+		return got[0], p.watchDiffers(ws, req, p.showWatch(ws, 0, got[0]), p.showWatch(ws, 1, got[1]))
 	}
 	p.cov.response("Watch.Watch", got[0])
 	return got[0], nil
@@ -278,6 +289,12 @@ func (p *pair) showWatch(ws *watchStream, i int, r *pb.WatchResponse) string {
 }
 
 func (p *pair) createWatch(ws *watchStream, req *pb.WatchCreateRequest) error {
+	if p.auth.on && !ws.who.root {
+		straighten(req)
+	}
+	if err := p.catchUpAt(ws.member); err != nil {
+		return err
+	}
 	past := req.StartRevision != 0 && req.StartRevision <= p.revision
 	wrapped := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: req}}
 	ws.creating = req
@@ -339,7 +356,7 @@ func (p *pair) settle(ws *watchStream) error {
 		}
 		return p.compareEvents(ws)
 	}
-	if err := p.raiseFence(ws); err != nil || ws.gone {
+	if err := p.raiseAnyFence(ws); err != nil || ws.gone {
 		return err
 	}
 	// Watches of one stream need not keep step with each other: the others may still be a moment behind the fence.
@@ -375,7 +392,7 @@ func (p *pair) progress(ws *watchStream) error {
 		side.progress = nil
 	}
 	if got[0] == nil || got[1] == nil || !proto.Equal(got[0], got[1]) {
-		return p.watchDiffers(ws, req, ws.md, p.showWatch(ws, 0, got[0]), p.showWatch(ws, 1, got[1]))
+		return p.watchDiffers(ws, req, p.showWatch(ws, 0, got[0]), p.showWatch(ws, 1, got[1]))
 	}
 	p.cov.request("Watch.Watch", req)
 	p.cov.response("Watch.Watch", got[0])
@@ -391,9 +408,31 @@ func (p *pair) silentProgress(ws *watchStream) error {
 	a, b := len(ws.sides[0].progress), len(ws.sides[1].progress)
 	ws.sides[0].progress, ws.sides[1].progress = nil, nil
 	if a != b {
-		return p.watchDiffers(ws, req, ws.md, fmt.Sprintf("%d answers", a), fmt.Sprintf("%d answers", b))
+		return p.watchDiffers(ws, req, fmt.Sprintf("%d answers", a), fmt.Sprintf("%d answers", b))
 	}
 	return nil
+}
+
+// raiseAnyFence raises a fence on the stream, or beside it where its caller may not.
+func (p *pair) raiseAnyFence(ws *watchStream) error {
+	if p.alarms.raised {
+		return nil // nobody can put
+	}
+	if p.config.auth == authOff {
+		return p.raiseFence(ws)
+	}
+	who, err := p.privileged()
+	if err != nil {
+		return err
+	}
+	beside, err := p.openStreamOf(who, ws.member, nil)
+	if err != nil || beside == nil {
+		return err
+	}
+	if err := p.raiseFence(beside); err != nil || beside.gone {
+		return err
+	}
+	return p.closeStream(beside)
 }
 
 func (p *pair) raiseFence(ws *watchStream) error {
@@ -411,7 +450,7 @@ func (p *pair) raiseFence(ws *watchStream) error {
 	revision := p.revision
 	raised := func(w *watchSide) bool { log := w.events[ws.fence]; return log != nil && log.revision >= revision }
 	if !p.await(ws, settleWait, raised) {
-		return p.watchDiffers(ws, nil, ws.md, fmt.Sprintf("fence at %d: %v", revision, raised(ws.sides[0])),
+		return p.watchDiffers(ws, nil, fmt.Sprintf("fence at %d: %v", revision, raised(ws.sides[0])),
 			fmt.Sprintf("fence at %d: %v", revision, raised(ws.sides[1])))
 	}
 	return nil
@@ -434,12 +473,12 @@ func (p *pair) compareEvents(ws *watchStream) error {
 		if len(side.broken) > 0 {
 			says := [2]string{"-", "-"}
 			says[i] = strings.Join(side.broken, "; ")
-			return p.watchDiffers(ws, nil, ws.md, says[0], says[1])
+			return p.watchDiffers(ws, nil, says[0], says[1])
 		}
 		if len(side.control) > 0 {
 			says := [2]string{"no such answer", "no such answer"}
 			says[i] = text(side.control[0])
-			return p.watchDiffers(ws, nil, ws.md, says[0], says[1])
+			return p.watchDiffers(ws, nil, says[0], says[1])
 		}
 	}
 	for _, id := range sortedIDs(ws.watchers) {
@@ -464,12 +503,12 @@ func (p *pair) compareLogs(ws *watchStream, id int64, a, b *eventLog) error {
 	}
 	for i := range max(len(a.events), len(b.events)) {
 		if i >= len(a.events) || i >= len(b.events) || !proto.Equal(a.events[i], b.events[i]) {
-			return p.watchDiffers(ws, a.req, ws.md, where(a, i), where(b, i))
+			return p.watchDiffers(ws, a.req, where(a, i), where(b, i))
 		}
 		p.cov.response("Watch.Watch", &pb.WatchResponse{WatchId: id, Events: a.events[i : i+1]})
 	}
 	if !slices.Equal(a.parts, b.parts) {
-		return p.watchDiffers(ws, a.req, ws.md, fmt.Sprintf("watch %d: fragments %v", id, a.parts), fmt.Sprintf("watch %d: fragments %v", id, b.parts))
+		return p.watchDiffers(ws, a.req, fmt.Sprintf("watch %d: fragments %v", id, a.parts), fmt.Sprintf("watch %d: fragments %v", id, b.parts))
 	}
 	if len(a.parts) > 0 {
 		p.cov.response("Watch.Watch", &pb.WatchResponse{Fragment: true})
@@ -530,7 +569,7 @@ func (p *pair) closeStream(ws *watchStream) error {
 }
 
 // watchDiffers reports a difference and gives the stream up: whatever follows on it would differ again.
-func (p *pair) watchDiffers(ws *watchStream, req proto.Message, md metadata.MD, a, b string) error {
+func (p *pair) watchDiffers(ws *watchStream, req proto.Message, a, b string) error {
 	for _, side := range ws.sides {
 		if side != nil {
 			side.cancel()
@@ -539,7 +578,8 @@ func (p *pair) watchDiffers(ws *watchStream, req proto.Message, md metadata.MD, 
 	ws.gone = true
 	ws.watchers = map[int64]*watcher{}
 	p.streams = slices.DeleteFunc(p.streams, func(x *watchStream) bool { return x == ws })
-	return p.differ("Watch.Watch", req, md, a, b)
+	from := call{who: ws.who, member: ws.member, md: ws.md}.from(p)
+	return p.differ("Watch.Watch", req, from, a, b)
 }
 
 func (p *pair) settleAll() error {
@@ -633,7 +673,11 @@ func (p *pair) watchStep() error {
 // fragmentScenario makes one revision's events exceed what fits one response: three large values deleted at once
 // under a watch that wants previous values.
 func (p *pair) fragmentScenario() error {
-	ws, err := p.openStream()
+	who, err := p.privileged()
+	if err != nil {
+		return err
+	}
+	ws, err := p.openStreamOf(who, p.anywhere(), nil)
 	if err != nil || ws == nil {
 		return err
 	}

@@ -32,16 +32,14 @@ func MakeTLS(dir string) (*TLSFiles, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := newCertificate(ca, &x509.Certificate{
-		Subject: pkix.Name{CommonName: "interop client"}, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
+	client, err := newClientCertificate(ca, "interop client")
 	if err != nil {
 		return nil, err
 	}
 	files := &TLSFiles{
 		Cert: filepath.Join(dir, "server.crt"), Key: filepath.Join(dir, "server.key"), TrustedCA: filepath.Join(dir, "ca.crt"),
 		ClientCert: filepath.Join(dir, "client.crt"), ClientKey: filepath.Join(dir, "client.key"),
+		ca: ca,
 	}
 	for path, block := range map[string]*pem.Block{
 		files.TrustedCA:  {Type: "CERTIFICATE", Bytes: ca.der},
@@ -68,6 +66,13 @@ type certificate struct {
 	key    *ecdsa.PrivateKey
 	der    []byte
 	keyDER []byte
+}
+
+func newClientCertificate(ca *certificate, name string) (*certificate, error) {
+	return newCertificate(ca, &x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
 }
 
 // newCertificate signs template with the issuer, or with its own key when there is none.

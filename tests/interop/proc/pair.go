@@ -43,35 +43,12 @@ func options(label string, args []string) Options {
 // StartCluster starts members of one cluster, of etcd or kvd by the label, until the test ends.
 func StartCluster(t *testing.T, label string, size int) []*Server {
 	t.Helper()
-	var members []*Server
-	var cluster []string
-	for n := range size {
-		opts := options(label, nil)
-		bin, err := filepath.Abs(opts.Bin)
-		if err != nil {
-			t.Fatal(err)
-		}
-		opts.Bin, opts.name = bin, fmt.Sprintf("m%d", n)
-		s := &Server{Options: opts, dir: t.TempDir()}
-		if s.clientPort, err = freePort(); err == nil {
-			s.peerPort, err = freePort()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		members = append(members, s)
-		cluster = append(cluster, fmt.Sprintf("%s=http://127.0.0.1:%d", opts.name, s.peerPort))
+	members, err := StartSeveral(options(label, nil), size)
+	if err != nil {
+		t.Fatal(err)
 	}
-	started := make(chan error, size)
 	for _, s := range members {
-		s.cluster = strings.Join(cluster, ",")
-		t.Cleanup(s.Kill)
-		go func() { started <- s.Run() }()
-	}
-	for range size {
-		if err := <-started; err != nil {
-			t.Fatal(err)
-		}
+		t.Cleanup(s.Close)
 	}
 	return members
 }

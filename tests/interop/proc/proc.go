@@ -46,6 +46,19 @@ type TLSFiles struct {
 	Cert, Key, TrustedCA  string
 	ClientCert, ClientKey string
 	Client                *tls.Config
+	ca                    *certificate
+}
+
+// ClientNamed is what a client needs whose certificate has this common name.
+func (f *TLSFiles) ClientNamed(name string) (*tls.Config, error) {
+	client, err := newClientCertificate(f.ca, name)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		RootCAs:      f.Client.RootCAs,
+		Certificates: []tls.Certificate{{Certificate: [][]byte{client.der}, PrivateKey: client.key}},
+	}, nil
 }
 
 // Server is a running (or killed and restartable) server process.
@@ -108,6 +121,63 @@ func start(opts Options) (*Server, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// StartSeveral starts the members m0, m1, ... of one new cluster and waits until all answer a health check.
+func StartSeveral(opts Options, size int) ([]*Server, error) {
+	bin, err := exec.LookPath(opts.Bin)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", opts.Label, err)
+	}
+	if opts.Bin, err = filepath.Abs(bin); err != nil {
+		return nil, err
+	}
+	var members []*Server
+	var cluster []string
+	closeAll := func() {
+		for _, s := range members {
+			s.Close()
+		}
+	}
+	for n := range size {
+		opts.name = fmt.Sprintf("m%d", n)
+		s := &Server{Options: opts}
+		members = append(members, s)
+		if s.dir, err = os.MkdirTemp("", "interop-"+opts.Label+"-"); err == nil {
+			s.clientPort, err = freePort()
+		}
+		if err == nil {
+			s.peerPort, err = freePort()
+		}
+		if err != nil {
+			closeAll()
+			return nil, err
+		}
+		cluster = append(cluster, opts.name+"="+s.PeerURL())
+	}
+	for _, s := range members {
+		s.cluster = strings.Join(cluster, ",")
+	}
+	if err := RunAll(members); err != nil {
+		closeAll()
+		return nil, err
+	}
+	return members, nil
+}
+
+// RunAll runs the members of a cluster at the same time: none serves before most of them are there.
+func RunAll(members []*Server) error {
+	started := make(chan error, len(members))
+	for _, s := range members {
+		go func() { started <- s.Run() }()
+	}
+	var first error
+	for range members {
+		if err := <-started; err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 // Run starts the process on the server's own ports and data folder; used for the first start and after Kill.
@@ -186,6 +256,15 @@ func (s *Server) Dial() (*grpc.ClientConn, error) {
 	if s.TLS != nil {
 		creds = credentials.NewTLS(s.TLS.Client)
 	}
+	return s.dial(creds)
+}
+
+// DialAs is Dial with another client certificate of the same authority.
+func (s *Server) DialAs(client *tls.Config) (*grpc.ClientConn, error) {
+	return s.dial(credentials.NewTLS(client))
+}
+
+func (s *Server) dial(creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
 	const noLimit = 1<<31 - 1
 	return grpc.NewClient("passthrough:///"+s.Addr(), grpc.WithTransportCredentials(creds),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second}),
@@ -227,11 +306,19 @@ func (s *Server) Kill() {
 }
 
 // Exited reports whether the process has ended by itself.
-func (s *Server) Exited() bool {
+func (s *Server) Exited() bool { return s.ExitsWithin(0) }
+
+// ExitsWithin waits for the end of the process, which comes a moment after that of its connections.
+func (s *Server) ExitsWithin(limit time.Duration) bool {
 	select {
 	case <-s.exited:
 		return true
 	default:
+	}
+	select {
+	case <-s.exited:
+		return true
+	case <-time.After(limit):
 		return false
 	}
 }
