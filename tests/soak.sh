@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The crash tests in large numbers and every decoder's fuzz target for a minute. Takes about half an hour.
-# Counts: KILLS and CUTS per engine, FUZZ_SECONDS per target, SEED of the first round. Installs what it needs as root.
+# The crash tests in large numbers, random requests of every method to a cluster, and every decoder's fuzz target for a minute.
+# Takes about half an hour.
+# Counts: KILLS and CUTS per engine, STORM_SECONDS, FUZZ_SECONDS per target, SEED of the first round. Installs what it needs as root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,6 +22,12 @@ torture=$target/release/torture
 # The control: a member without fsync must fail the same checks. Never a build that anything else uses.
 cargo build --release -p kv-server --features unsafe-no-fsync --target-dir "$target/unsafe-no-fsync"
 KVD_BIN=$target/unsafe-no-fsync/release/kvd "$torture" control --rounds 3 --seed "$seed"
+
+if command -v go >/dev/null; then
+	(cd tests/interop && go run ./storm --kvd-bin="$KVD_BIN" --seconds="${STORM_SECONDS:-300}" --seed="$seed")
+else
+	echo "SKIPPED: random requests need Go"
+fi
 
 if ! cargo +nightly --version >/dev/null 2>&1; then
 	echo "SKIPPED: fuzzing needs a nightly compiler (rustup toolchain install nightly)"

@@ -294,6 +294,9 @@ func (s *Server) Dir() string { return s.dir }
 // PeerAddr is host:port of the peer listener.
 func (s *Server) PeerAddr() string { return fmt.Sprintf("127.0.0.1:%d", s.peerPort) }
 
+// PID is the process of the running server.
+func (s *Server) PID() int { return s.cmd.Process.Pid }
+
 // Kill ends the process with SIGKILL and keeps its data folder, so that Run can start it again.
 func (s *Server) Kill() {
 	if s.cmd == nil || s.cmd.Process == nil {
