@@ -44,7 +44,7 @@ func answersInOrder(c call) bool {
 // catchUp lets the member that is asked, on both sides, apply all that was acknowledged, if its answer depends on that:
 // with auth every answer does, since tokens and users are looked up where a call comes in.
 func (p *pair) catchUp(c call) error {
-	if p.members == 1 || p.config.auth == authOff && answersInOrder(c) {
+	if p.members == 1 || p.alone || p.config.auth == authOff && answersInOrder(c) {
 		return nil
 	}
 	switch c.req.(type) {

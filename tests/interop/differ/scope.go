@@ -66,7 +66,7 @@ func errorsOf(lists ...[]string) []string { return slices.Concat(lists...) }
 
 var inScope = []rpcScope{
 	{"KV.Range", "/etcdserverpb.KV/Range", &pb.RangeRequest{}, &pb.RangeResponse{}, errorsOf(refusesOld, []string{
-		"ErrGRPCEmptyKey", "ErrGRPCInvalidSortOption", "ErrGRPCCompacted", "ErrGRPCFutureRev", "ErrGRPCInvalidClientAPIVersion", "gRPC message too large", "gRPC unknown service", "gRPC unknown method",
+		"ErrGRPCEmptyKey", "ErrGRPCInvalidSortOption", "ErrGRPCCompacted", "ErrGRPCFutureRev", "ErrGRPCInvalidClientAPIVersion", "gRPC message too large", "gRPC unknown service", "gRPC unknown method", "three:ErrGRPCNoLeader", "three:ErrGRPCTimeout",
 	})},
 	{"KV.RangeStream", "/etcdserverpb.KV/RangeStream", &pb.RangeRequest{}, &pb.RangeStreamResponse{}, errorsOf(refusesOld, []string{
 		"ErrGRPCEmptyKey", "ErrGRPCInvalidSortOption", "ErrGRPCCompacted", "ErrGRPCFutureRev", "RangeStream custom sort", "RangeStream revision filters",
@@ -83,7 +83,7 @@ var inScope = []rpcScope{
 	{"KV.Compact", "/etcdserverpb.KV/Compact", &pb.CompactionRequest{}, &pb.CompactionResponse{}, errorsOf(refusesAll, []string{
 		"ErrGRPCCompacted", "ErrGRPCFutureRev", "ErrGRPCCorrupt",
 	})},
-	{"Watch.Watch", "/etcdserverpb.Watch/Watch", &pb.WatchRequest{}, &pb.WatchResponse{}, nil},
+	{"Watch.Watch", "/etcdserverpb.Watch/Watch", &pb.WatchRequest{}, &pb.WatchResponse{}, []string{"three:ErrGRPCNoLeader"}},
 	{"Lease.LeaseGrant", "/etcdserverpb.Lease/LeaseGrant", &pb.LeaseGrantRequest{}, &pb.LeaseGrantResponse{}, errorsOf([]string{
 		"ErrGRPCLeaseExist", "ErrGRPCLeaseTTLTooLarge", "ErrGRPCNoSpace", "ErrGRPCCorrupt",
 	})},
@@ -230,8 +230,7 @@ var outOfScopeErrors = map[string]string{
 	"ErrGRPCWatchCanceled": "ends a stream the client itself cancelled, so no client sees it",
 	"ErrGRPCCanceled":      "made locally by a client that gave up", "ErrGRPCDeadlineExceeded": "as above",
 	"ErrGRPCRequestTooManyRequests": "needs a backlog of 5,000 entries",
-	"ErrGRPCNoLeader":               "needs a cluster without a quorum, whose answers depend on when it was lost: tests/faults.sh",
-	"ErrGRPCLeaderChanged":          "as above", "ErrGRPCTimeout": "as above", "ErrGRPCTimeoutDueToLeaderFail": "as above",
+	"ErrGRPCLeaderChanged":          "needs a leader that changes under a request: tests/faults.sh", "ErrGRPCTimeoutDueToLeaderFail": "as above",
 	"ErrGRPCTimeoutDueToConnectionLost": "as above", "ErrGRPCTimeoutWaitAppliedIndex": "as above", "ErrGRPCUnhealthy": "as above",
 	"ErrGRPCNotCapable": "start-up only", "ErrGRPCStopped": "shutdown only",
 	"ErrGRPCMemberExist":               "needs two ids of the same sum",
@@ -275,6 +274,9 @@ var scopedErrors = []knownError{
 	{name: "ErrGRPCTooManyLearners", code: codes.FailedPrecondition, text: "etcdserver: too many learner members in cluster"},
 	{name: "ErrGRPCMemberNotEnoughStarted", code: codes.Unknown, text: "etcdserver: re-configuration failed due to not enough started members", needs: withThree},
 	{name: "ErrGRPCNotSupportedForLearner", code: codes.FailedPrecondition, text: "etcdserver: rpc not supported for learner", needs: withThree},
+	{name: "ErrGRPCNoLeader", code: codes.Unavailable, text: "etcdserver: no leader", needs: withThree},
+	{name: "ErrGRPCTimeout", code: codes.Unavailable, text: "etcdserver: request timed out", needs: withThree},
+	{name: "proposal without a leader", code: codes.DeadlineExceeded, text: "context deadline exceeded", needs: withThree},
 	{name: "ErrGRPCNotLeader", code: codes.FailedPrecondition, text: "etcdserver: not leader", needs: withThree},
 	{name: "ErrGRPCBadLeaderTransferee", code: codes.FailedPrecondition, text: "etcdserver: bad leader transferee"},
 	{name: "ErrGRPCWrongDowngradeVersionFormat", code: codes.InvalidArgument, text: "etcdserver: wrong downgrade target version format"},
