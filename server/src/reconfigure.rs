@@ -144,6 +144,18 @@ fn is_behind(member: &Member, id: u64) -> bool {
     id != member.id && progress.is_some_and(|progress| !progress.is_ready_to_vote())
 }
 
+/// What etcd says of a new member where there is no leader to ask: that too few of the others are there.
+pub(crate) fn check_without_leader(member: &Member, change: &Question) -> Result<()> {
+    if member.has_leader() {
+        return Ok(());
+    }
+    match check(member, change) {
+        Err(lonely @ (Error::Unhealthy | Error::NotEnoughStarted)) => Err(lonely),
+        // The rest is for a leader to say.
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 fn check(member: &Member, change: &Question) -> Result<()> {
     let view = View {
         rows: &member.cluster.members(),

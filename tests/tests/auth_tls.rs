@@ -9,9 +9,11 @@ use anyhow::{Context, Result};
 use kv_proto::authpb::{Permission, UserAddOptions, permission::Type};
 use kv_proto::etcdserverpb::auth_client::AuthClient;
 use kv_proto::etcdserverpb::kv_client::KvClient;
+use kv_proto::etcdserverpb::watch_client::WatchClient;
+use kv_proto::etcdserverpb::watch_request::RequestUnion;
 use kv_proto::etcdserverpb::{
     AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthUserAddRequest,
-    AuthUserGrantRoleRequest, AuthenticateRequest, PutRequest,
+    AuthUserGrantRoleRequest, AuthenticateRequest, PutRequest, WatchCreateRequest, WatchRequest,
 };
 use kv_tests::cluster::until;
 use kv_tests::process::{Kvd, KvdOptions, free_port};
@@ -24,6 +26,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Status};
 
@@ -210,7 +214,31 @@ async fn a_certificate_names_its_user_unless_there_is_a_token_or_the_gateway_cal
         })
         .await?;
     }
+    // A stream that was opened without auth has the name as well, once that counts.
+    let (watches, requests) = mpsc::channel(2);
+    let watching = WatchClient::new(authority.channel(port, "alice").await?)
+        .watch(ReceiverStream::new(requests))
+        .await?;
     auth.auth_enable(AuthEnableRequest {}).await?;
+    for key in ["a", "x"] {
+        let create = WatchCreateRequest {
+            key: key.into(),
+            ..Default::default()
+        };
+        let request_union = Some(RequestUnion::CreateRequest(create));
+        watches.send(WatchRequest { request_union }).await?;
+    }
+    let mut watching = watching.into_inner();
+    let created = watching.message().await?.context("the first is answered")?;
+    assert!(created.created && !created.canceled, "{created:?}");
+    let refused = watching
+        .message()
+        .await?
+        .context("the second is answered")?;
+    assert!(
+        refused.cancel_reason.contains("permission denied"),
+        "{refused:?}"
+    );
 
     KvClient::new(root.clone()).put(put("x")).await?;
     let mut alice = KvClient::new(authority.channel(port, "alice").await?);

@@ -5,14 +5,15 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kv_proto::etcdserverpb::cluster_client::ClusterClient;
 use kv_proto::etcdserverpb::kv_client::KvClient;
 use kv_proto::etcdserverpb::lease_client::LeaseClient;
 use kv_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use kv_proto::etcdserverpb::watch_client::WatchClient;
 use kv_proto::etcdserverpb::watch_request::RequestUnion;
 use kv_proto::etcdserverpb::{
-    DefragmentRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseLeasesRequest, PutRequest,
-    RangeRequest, WatchCreateRequest, WatchRequest,
+    DefragmentRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseLeasesRequest,
+    MemberAddRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest,
 };
 use kv_tests::cluster::{Cluster, until};
 use tokio::sync::mpsc;
@@ -122,6 +123,17 @@ async fn member_without_a_leader_serves_what_needs_none_and_says_so_to_the_rest(
         ..Default::default()
     };
     check_no_leader(&kv.put(with_leader(put)).await.unwrap_err());
+    // As in etcd, not after the whole request timeout.
+    let add = MemberAddRequest {
+        peer_ur_ls: vec!["http://127.0.0.1:1".into()],
+        is_learner: true,
+    };
+    let refused = ClusterClient::new(channel.clone()).member_add(add).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::Unavailable, "etcdserver: unhealthy cluster")
+    );
     // What needs no leader.
     let read = kv.range(range(true)).await?.into_inner();
     assert_eq!(&read.kvs[0].value[..], b"1");

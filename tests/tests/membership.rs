@@ -282,8 +282,7 @@ async fn requests_that_make_no_sense_are_refused_in_etcds_words() -> Result<()> 
         id: own,
         peer_ur_ls,
     };
-    let mut expected = request.peer_ur_ls.clone();
-    expected.sort();
+    let expected = request.peer_ur_ls.clone(); // in the order given
     let answer = client.member_update(request).await?.into_inner();
     let updated = answer.members.iter().find(|m| m.id == own).unwrap();
     assert_eq!(updated.peer_ur_ls, expected);

@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 use super::credentials;
 use crate::config::Url;
 use crate::member::Member;
-use crate::{Error, clock, cluster, leader};
+use crate::{Error, clock, cluster, leader, reconfigure};
 
 /// The service over a member.
 #[derive(Clone)]
@@ -88,12 +88,13 @@ impl Cluster for ClusterService {
         self.0.admin(&credentials).await?;
         let added_at = clock::wall_ms() / 1000;
         let id = cluster::member_id(&peer_urls, &added_at.to_string());
-        self.change(Question::MemberAdd(commandpb::MemberAdd {
+        let change = Question::MemberAdd(commandpb::MemberAdd {
             id,
             peer_urls: peer_urls.clone(),
             is_learner,
-        }))
-        .await?;
+        });
+        reconfigure::check_without_leader(&self.0, &change)?;
+        self.change(change).await?;
         let member = etcdserverpb::Member {
             id,
             peer_ur_ls: peer_urls,

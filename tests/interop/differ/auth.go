@@ -314,7 +314,7 @@ func (p *pair) authProgress() float64 {
 		passed += max(0, min(p.part(), on[1])-on[0])
 		all += on[1] - on[0]
 	}
-	return 1.1 * passed / all
+	return 1.6 * passed / all
 }
 
 // authPhase turns auth on and off on the way through a run.

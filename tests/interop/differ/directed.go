@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	epb "go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
 	lpb "go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
@@ -185,6 +187,7 @@ func (p *pair) directedCases() []func() error {
 			return p.offLeader(call{rpc: "Maintenance.MoveLeader", req: &pb.MoveLeaderRequest{TargetID: firstMember}})
 		},
 		p.memberScenario,
+		p.learnerScenario,
 		asRoot("Cluster.MemberAdd", &pb.MemberAddRequest{}),
 		asRoot("Cluster.MemberAdd", &pb.MemberAddRequest{PeerURLs: []string{"http://PEER1"}}),
 		asRoot("Cluster.MemberAdd", &pb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1"}, IsLearner: true}),
@@ -195,6 +198,15 @@ func (p *pair) directedCases() []func() error {
 		asRoot("Cluster.MemberPromote", &pb.MemberPromoteRequest{ID: 5}),
 		asRoot("Cluster.MemberRemove", &pb.MemberRemoveRequest{ID: 5}),
 		p.observeScenario,
+		p.leasedKeys,
+		asRoot("KV.Range", &pb.RangeRequest{Key: key, SortOrder: 3}),
+		asRoot("KV.Range", &pb.RangeRequest{Key: key, SortTarget: -1}),
+		func() error { return asRoot("KV.Range", &pb.RangeRequest{Key: key, Revision: p.revision + 1})() },
+		txn(rangeOp(&pb.RangeRequest{Key: key, SortOrder: -1})),
+		txn(rangeOp(&pb.RangeRequest{})),
+		txn(&pb.RequestOp{}),
+		asRoot("KV.Txn", &pb.TxnRequest{Compare: []*pb.Compare{{Key: key, Target: 9}, {Key: key, Result: 9}}}),
+		asRoot("KV.Txn", &pb.TxnRequest{Success: []*pb.RequestOp{putOp(&pb.PutRequest{Key: key}), putOp(&pb.PutRequest{Key: key})}}),
 		p.queueScenario(true),
 		p.queueScenario(false),
 		asRoot("Lock.Lock", &lpb.LockRequest{Name: []byte("k/a/nolease"), Lease: 0x99999}),
@@ -233,4 +245,44 @@ func (p *pair) compactSome() error {
 	}
 	req := &pb.CompactionRequest{Revision: p.revision - 1}
 	return p.compactBy(call{rpc: "KV.Compact", req: req, member: p.anywhere()})
+}
+
+// leasedKeys puts keys with a lease and shows them in every answer that holds pairs.
+func (p *pair) leasedKeys() error {
+	const id = int64(0x70004)
+	prefix := []byte("k/a/leased/")
+	put := func(n int) *pb.PutRequest {
+		return &pb.PutRequest{Key: fmt.Appendf(nil, "%s%02d", prefix, n), Value: []byte("v"), Lease: id, PrevKv: true}
+	}
+	within := &pb.RangeRequest{Key: prefix, RangeEnd: prefixEnd(prefix), Limit: 2}
+	remove := &pb.DeleteRangeRequest{Key: prefix, RangeEnd: prefixEnd(prefix), PrevKv: true}
+	few := &pb.DeleteRangeRequest{Key: put(0).Key, RangeEnd: put(3).Key, PrevKv: true}
+	calls := []call{{rpc: "Lease.LeaseGrant", req: &pb.LeaseGrantRequest{ID: id, TTL: leaseTTLMin}}}
+	for n := range 12 {
+		calls = append(calls, call{rpc: "KV.Put", req: put(n)})
+	}
+	calls = append(calls,
+		call{rpc: "KV.Put", req: put(1)},
+		call{rpc: "KV.Range", req: within},
+		call{rpc: "KV.RangeStream", req: within},
+		call{rpc: "KV.RangeStream", req: &pb.RangeRequest{Key: prefix, RangeEnd: prefixEnd(prefix), Limit: 11}},
+		call{rpc: "Lease.LeaseTimeToLive", req: &pb.LeaseTimeToLiveRequest{ID: id, Keys: true}},
+		call{rpc: "KV.Txn", req: &pb.TxnRequest{
+			Compare: []*pb.Compare{{Key: put(1).Key, Target: pb.Compare_LEASE, TargetUnion: &pb.Compare_Lease{Lease: id}}},
+			Success: []*pb.RequestOp{putOp(put(7)), rangeOp(within), {Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: few}}},
+		}},
+		call{rpc: "KV.DeleteRange", req: remove},
+		call{rpc: "Lease.LeaseRevoke", req: &pb.LeaseRevokeRequest{ID: id}})
+	for _, c := range calls {
+		var err error
+		if c.rpc == "KV.RangeStream" {
+			err = p.rangeStreamBy(c)
+		} else {
+			_, err = p.do(c)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -91,6 +91,12 @@ func newNames(servers ...*proc.Server) *names {
 		lease: map[int64]int64{}, leaseID: map[int64]int64{},
 		member: map[uint64]uint64{}, memberID: map[uint64]uint64{},
 	}
+	n.replaceAddresses(servers)
+	return n
+}
+
+// replaceAddresses names the ports of servers.
+func (n *names) replaceAddresses(servers []*proc.Server) {
 	var toNames, toPorts []string
 	for i, s := range servers {
 		client, peer := fmt.Sprintf("CLIENT%d", i+1), fmt.Sprintf("PEER%d", i+1)
@@ -98,7 +104,6 @@ func newNames(servers ...*proc.Server) *names {
 		toPorts = append(toPorts, client, s.Addr(), peer, s.PeerAddr())
 	}
 	n.addresses, n.ports = strings.NewReplacer(toNames...), strings.NewReplacer(toPorts...)
-	return n
 }
 
 func (n *names) bindLease(name, id int64) { n.lease[id], n.leaseID[name] = name, id }

@@ -85,7 +85,8 @@ type pair struct {
 	streams      []*watchStream
 	streamSeq    int
 	alarms       alarmState
-	added        int // members added so far
+	added        int  // members added so far
+	alone        bool // only the first member is left, without a leader
 	auth         authState
 
 	// changes counts what may have changed something; seen is, per member, how much of it that member has surely applied.

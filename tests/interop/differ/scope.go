@@ -66,7 +66,7 @@ func errorsOf(lists ...[]string) []string { return slices.Concat(lists...) }
 
 var inScope = []rpcScope{
 	{"KV.Range", "/etcdserverpb.KV/Range", &pb.RangeRequest{}, &pb.RangeResponse{}, errorsOf(refusesOld, []string{
-		"ErrGRPCEmptyKey", "ErrGRPCInvalidSortOption", "ErrGRPCCompacted", "ErrGRPCFutureRev", "ErrGRPCInvalidClientAPIVersion", "gRPC message too large", "gRPC unknown service", "gRPC unknown method",
+		"ErrGRPCEmptyKey", "ErrGRPCInvalidSortOption", "ErrGRPCCompacted", "ErrGRPCFutureRev", "ErrGRPCInvalidClientAPIVersion", "gRPC message too large", "gRPC unknown service", "gRPC unknown method", "three:ErrGRPCNoLeader", "three:ErrGRPCTimeout",
 	})},
 	{"KV.RangeStream", "/etcdserverpb.KV/RangeStream", &pb.RangeRequest{}, &pb.RangeStreamResponse{}, errorsOf(refusesOld, []string{
 		"ErrGRPCEmptyKey", "ErrGRPCInvalidSortOption", "ErrGRPCCompacted", "ErrGRPCFutureRev", "RangeStream custom sort", "RangeStream revision filters",
@@ -83,7 +83,7 @@ var inScope = []rpcScope{
 	{"KV.Compact", "/etcdserverpb.KV/Compact", &pb.CompactionRequest{}, &pb.CompactionResponse{}, errorsOf(refusesAll, []string{
 		"ErrGRPCCompacted", "ErrGRPCFutureRev", "ErrGRPCCorrupt",
 	})},
-	{"Watch.Watch", "/etcdserverpb.Watch/Watch", &pb.WatchRequest{}, &pb.WatchResponse{}, nil},
+	{"Watch.Watch", "/etcdserverpb.Watch/Watch", &pb.WatchRequest{}, &pb.WatchResponse{}, []string{"three:ErrGRPCNoLeader"}},
 	{"Lease.LeaseGrant", "/etcdserverpb.Lease/LeaseGrant", &pb.LeaseGrantRequest{}, &pb.LeaseGrantResponse{}, errorsOf([]string{
 		"ErrGRPCLeaseExist", "ErrGRPCLeaseTTLTooLarge", "ErrGRPCNoSpace", "ErrGRPCCorrupt",
 	})},
@@ -178,12 +178,12 @@ func (s rpcScope) wantedOf(features map[string]bool) bool {
 // Keys are "RPC item" as the coverage report prints them; an item that begins with "response " and has no RPC holds for all.
 var notInScope = map[string]string{
 	"Maintenance.Alarm AlarmRequest.action=unknown":             "crashes etcd 3.7.3 (nil answer of its apply loop)",
-	"Maintenance.Status response StatusResponse.isLearner":      "no member that is asked is a learner; members.sh",
 	"Maintenance.Defragment response DefragmentResponse.header": "the server leaves it unset",
 	"Maintenance.MoveLeader response MoveLeaderResponse.header": "the server leaves it unset",
 	"Maintenance.Snapshot response SnapshotResponse.header":     "the server leaves it unset",
 	"Lease.LeaseGrant response LeaseGrantResponse.error":        "the server never sets it",
 	"Cluster.MemberRemove response Member.isLearner":            "one learner at most, and it is the one removed",
+	"Cluster.MemberPromote response Member.isLearner":           "one learner at most, and it is the one promoted",
 	"Cluster.MemberAdd response Member.name":                    "of the new member; the others' are counted with MemberList",
 }
 
@@ -205,16 +205,23 @@ func leftOut(rpc, item string) (string, bool) {
 	if isHeader && slices.Contains(headersUnset[rpc], field) {
 		return "the server leaves it unset", true
 	}
-	if rpc == "Cluster.MemberPromote" && strings.HasPrefix(item, "response ") {
-		return "no learner that runs; members.sh", true
-	}
 	return "", false
 }
 
 // itemNeeds names the feature without which an item cannot be produced.
 var itemNeeds = map[string]string{
-	"Maintenance.Status response DowngradeInfo.enabled":       withDowngrade,
-	"Maintenance.Status response DowngradeInfo.targetVersion": withDowngrade,
+	"Maintenance.Status response DowngradeInfo.enabled":            withDowngrade,
+	"Maintenance.Status response DowngradeInfo.targetVersion":      withDowngrade,
+	"Maintenance.Status response StatusResponse.isLearner":         withThree,
+	"Cluster.MemberPromote response MemberPromoteResponse.header":  withThree,
+	"Cluster.MemberPromote response ResponseHeader.cluster_id":     withThree,
+	"Cluster.MemberPromote response ResponseHeader.member_id":      withThree,
+	"Cluster.MemberPromote response ResponseHeader.raft_term":      withThree,
+	"Cluster.MemberPromote response MemberPromoteResponse.members": withThree,
+	"Cluster.MemberPromote response Member.ID":                     withThree,
+	"Cluster.MemberPromote response Member.name":                   withThree,
+	"Cluster.MemberPromote response Member.peerURLs":               withThree,
+	"Cluster.MemberPromote response Member.clientURLs":             withThree,
 }
 
 // outOfScopeErrors are the remaining errors of the API, those that no combination raises, and those a client cannot
@@ -223,11 +230,9 @@ var outOfScopeErrors = map[string]string{
 	"ErrGRPCWatchCanceled": "ends a stream the client itself cancelled, so no client sees it",
 	"ErrGRPCCanceled":      "made locally by a client that gave up", "ErrGRPCDeadlineExceeded": "as above",
 	"ErrGRPCRequestTooManyRequests": "needs a backlog of 5,000 entries",
-	"ErrGRPCNoLeader":               "needs a cluster without a quorum, whose answers depend on when it was lost: tests/faults.sh",
-	"ErrGRPCLeaderChanged":          "as above", "ErrGRPCTimeout": "as above", "ErrGRPCTimeoutDueToLeaderFail": "as above",
+	"ErrGRPCLeaderChanged":          "needs a leader that changes under a request: tests/faults.sh", "ErrGRPCTimeoutDueToLeaderFail": "as above",
 	"ErrGRPCTimeoutDueToConnectionLost": "as above", "ErrGRPCTimeoutWaitAppliedIndex": "as above", "ErrGRPCUnhealthy": "as above",
-	"ErrGRPCNotSupportedForLearner": "needs a learner that runs: members.sh",
-	"ErrGRPCNotCapable":             "start-up only", "ErrGRPCStopped": "shutdown only",
+	"ErrGRPCNotCapable": "start-up only", "ErrGRPCStopped": "shutdown only",
 	"ErrGRPCMemberExist":               "needs two ids of the same sum",
 	"ErrGRPCClusterIDMismatch":         "between members only",
 	"ErrGRPCClusterVersionUnavailable": "before the first election is over",
@@ -268,6 +273,10 @@ var scopedErrors = []knownError{
 	{name: "ErrGRPCLearnerNotReady", code: codes.FailedPrecondition, text: "etcdserver: can only promote a learner member which is in sync with leader"},
 	{name: "ErrGRPCTooManyLearners", code: codes.FailedPrecondition, text: "etcdserver: too many learner members in cluster"},
 	{name: "ErrGRPCMemberNotEnoughStarted", code: codes.Unknown, text: "etcdserver: re-configuration failed due to not enough started members", needs: withThree},
+	{name: "ErrGRPCNotSupportedForLearner", code: codes.FailedPrecondition, text: "etcdserver: rpc not supported for learner", needs: withThree},
+	{name: "ErrGRPCNoLeader", code: codes.Unavailable, text: "etcdserver: no leader", needs: withThree},
+	{name: "ErrGRPCTimeout", code: codes.Unavailable, text: "etcdserver: request timed out", needs: withThree},
+	{name: "proposal without a leader", code: codes.DeadlineExceeded, text: "context deadline exceeded", needs: withThree},
 	{name: "ErrGRPCNotLeader", code: codes.FailedPrecondition, text: "etcdserver: not leader", needs: withThree},
 	{name: "ErrGRPCBadLeaderTransferee", code: codes.FailedPrecondition, text: "etcdserver: bad leader transferee"},
 	{name: "ErrGRPCWrongDowngradeVersionFormat", code: codes.InvalidArgument, text: "etcdserver: wrong downgrade target version format"},

@@ -249,6 +249,16 @@ func (p *pair) queueScenario(lock bool) func() error {
 		if err := p.waiterScenario(name, lock); err != nil {
 			return err
 		}
+		if lock {
+			for range 2 { // of one that is not there, and of one that is
+				if _, err := p.do(call{rpc: "Lock.Unlock", req: &lpb.UnlockRequest{Key: []byte(queueKey(name, lease))}}); err != nil {
+					return err
+				}
+				if _, err := p.do(c); err != nil {
+					return err
+				}
+			}
+		}
 		_, err := p.do(call{rpc: "Lease.LeaseRevoke", req: &pb.LeaseRevokeRequest{ID: lease}})
 		return err
 	}

@@ -371,7 +371,10 @@ func (p *pair) finale() error {
 			return err
 		}
 	}
-	return p.compareAll()
+	if err := p.compareAll(); err != nil {
+		return err
+	}
+	return p.leaderless()
 }
 
 // compareAll compares all pairs, all history since the compaction, all leases and the hash, on every member.

@@ -165,6 +165,27 @@ func StartSeveral(opts Options, size int) ([]*Server, error) {
 	return members, nil
 }
 
+// Joining prepares one more member of the cluster that members are, before it is added there. Launch starts it.
+func Joining(members []*Server) (*Server, error) {
+	opts := members[0].Options
+	opts.name = fmt.Sprintf("m%d", len(members))
+	s := &Server{Options: opts}
+	var err error
+	if s.dir, err = os.MkdirTemp("", "interop-"+opts.Label+"-"); err == nil {
+		s.clientPort, err = freePort()
+	}
+	if err == nil {
+		s.peerPort, err = freePort()
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	s.cluster = members[0].cluster + "," + opts.name + "=" + s.PeerURL()
+	s.Args = append(append([]string(nil), opts.Args...), "--initial-cluster-state=existing")
+	return s, nil
+}
+
 // RunAll runs the members of a cluster at the same time: none serves before most of them are there.
 func RunAll(members []*Server) error {
 	started := make(chan error, len(members))
@@ -182,6 +203,17 @@ func RunAll(members []*Server) error {
 
 // Run starts the process on the server's own ports and data folder; used for the first start and after Kill.
 func (s *Server) Run() error {
+	if err := s.Launch(); err != nil {
+		return err
+	}
+	if err := s.waitServing(); err != nil {
+		return fmt.Errorf("%s (%s): %w; end of its log:\n%s", s.Label, s.Bin, err, s.LogTail(40))
+	}
+	return nil
+}
+
+// Launch is Run without waiting until the server answers a health check, which a learner never does.
+func (s *Server) Launch() error {
 	var err error
 	if s.log, err = os.OpenFile(s.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err != nil {
 		return err
@@ -221,9 +253,6 @@ func (s *Server) Run() error {
 		_ = cmd.Wait()
 		close(exited)
 	}(s.cmd, s.exited)
-	if err := s.waitServing(); err != nil {
-		return fmt.Errorf("%s (%s): %w; end of its log:\n%s", s.Label, s.Bin, err, s.LogTail(40))
-	}
 	return nil
 }
 
