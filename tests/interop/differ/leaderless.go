@@ -35,6 +35,7 @@ func (p *pair) leaderless() error {
 		{rpc: "KV.Txn", req: &pb.TxnRequest{Success: []*pb.RequestOp{rangeOp(&pb.RangeRequest{Key: k, Serializable: true})}}},
 		{rpc: "Cluster.MemberList", req: &pb.MemberListRequest{}},
 		{rpc: "Cluster.MemberAdd", req: &pb.MemberAddRequest{}},
+		{rpc: "Cluster.MemberAdd", req: &pb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1:1"}, IsLearner: true}},
 		{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{}},
 		{rpc: "Maintenance.MoveLeader", req: &pb.MoveLeaderRequest{TargetID: firstMember}},
 		{rpc: "Lease.LeaseLeases", req: &pb.LeaseLeasesRequest{}, md: wants},
