@@ -36,7 +36,6 @@ func (p *pair) leaderless() error {
 		{rpc: "Cluster.MemberList", req: &pb.MemberListRequest{}},
 		{rpc: "Cluster.MemberAdd", req: &pb.MemberAddRequest{}},
 		{rpc: "Cluster.MemberAdd", req: &pb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1:1"}, IsLearner: true}},
-		{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{}},
 		{rpc: "Maintenance.MoveLeader", req: &pb.MoveLeaderRequest{TargetID: firstMember}},
 		{rpc: "Lease.LeaseLeases", req: &pb.LeaseLeasesRequest{}, md: wants},
 	} {
@@ -44,6 +43,9 @@ func (p *pair) leaderless() error {
 		if _, err := p.do(c); err != nil {
 			return err
 		}
+	}
+	if err := p.hashKVBy(call{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{}, member: 1}); err != nil {
+		return err
 	}
 	watch := call{rpc: "Watch.Watch", req: &pb.WatchRequest{}, md: wants, member: 1, lost: true}
 	_, err := p.exchange(watch, func(ctx context.Context, e end, _ proto.Message) (proto.Message, error) {
