@@ -35,7 +35,7 @@ func (p *pair) leaderless() error {
 		{rpc: "KV.Txn", req: &pb.TxnRequest{Success: []*pb.RequestOp{rangeOp(&pb.RangeRequest{Key: k, Serializable: true})}}},
 		{rpc: "Cluster.MemberList", req: &pb.MemberListRequest{}},
 		{rpc: "Cluster.MemberAdd", req: &pb.MemberAddRequest{}},
-		{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{}},
+		{rpc: "Cluster.MemberAdd", req: &pb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1:1"}, IsLearner: true}},
 		{rpc: "Maintenance.MoveLeader", req: &pb.MoveLeaderRequest{TargetID: firstMember}},
 		{rpc: "Lease.LeaseLeases", req: &pb.LeaseLeasesRequest{}, md: wants},
 	} {
@@ -43,6 +43,9 @@ func (p *pair) leaderless() error {
 		if _, err := p.do(c); err != nil {
 			return err
 		}
+	}
+	if err := p.hashKVBy(call{rpc: "Maintenance.HashKV", req: &pb.HashKVRequest{}, member: 1}); err != nil {
+		return err
 	}
 	watch := call{rpc: "Watch.Watch", req: &pb.WatchRequest{}, md: wants, member: 1, lost: true}
 	_, err := p.exchange(watch, func(ctx context.Context, e end, _ proto.Message) (proto.Message, error) {

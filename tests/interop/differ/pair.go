@@ -347,7 +347,11 @@ func (p *pair) differ(rpc string, req proto.Message, from, a, b string) error {
 // showExited prints the end of the log of a server that is gone.
 func (p *pair) showExited(limit time.Duration) bool {
 	for _, s := range p.sides {
-		for _, m := range s.members {
+		members := s.members
+		if p.alone {
+			members = members[:1]
+		}
+		for _, m := range members {
 			if m.srv.ExitsWithin(limit) {
 				fmt.Fprintf(p.out, "%s has exited; end of its log:\n%s\n", m.srv.Label, m.srv.LogTail(60))
 				return true

@@ -95,7 +95,7 @@ var inScope = []rpcScope{
 	{"Lease.LeaseLeases", "/etcdserverpb.Lease/LeaseLeases", &pb.LeaseLeasesRequest{}, &pb.LeaseLeasesResponse{}, nil},
 	{"Cluster.MemberList", "/etcdserverpb.Cluster/MemberList", &pb.MemberListRequest{}, &pb.MemberListResponse{}, errorsOf(refusesNobody)},
 	{"Cluster.MemberAdd", "/etcdserverpb.Cluster/MemberAdd", &pb.MemberAddRequest{}, &pb.MemberAddResponse{}, errorsOf(refusesAll, []string{
-		"ErrGRPCMemberBadURLs", "ErrGRPCPeerURLExist", "ErrGRPCTooManyLearners", "three:ErrGRPCMemberNotEnoughStarted",
+		"ErrGRPCMemberBadURLs", "ErrGRPCPeerURLExist", "ErrGRPCTooManyLearners", "three:ErrGRPCMemberNotEnoughStarted", "three:ErrGRPCUnhealthy",
 	})},
 	{"Cluster.MemberRemove", "/etcdserverpb.Cluster/MemberRemove", &pb.MemberRemoveRequest{}, &pb.MemberRemoveResponse{}, errorsOf(refusesAll, []string{
 		"ErrGRPCMemberNotFound", "three:ErrGRPCMemberNotEnoughStarted",
@@ -231,7 +231,7 @@ var outOfScopeErrors = map[string]string{
 	"ErrGRPCCanceled":      "made locally by a client that gave up", "ErrGRPCDeadlineExceeded": "as above",
 	"ErrGRPCRequestTooManyRequests": "needs a backlog of 5,000 entries",
 	"ErrGRPCLeaderChanged":          "needs a leader that changes under a request: tests/faults.sh", "ErrGRPCTimeoutDueToLeaderFail": "as above",
-	"ErrGRPCTimeoutDueToConnectionLost": "as above", "ErrGRPCTimeoutWaitAppliedIndex": "as above", "ErrGRPCUnhealthy": "as above",
+	"ErrGRPCTimeoutDueToConnectionLost": "as above", "ErrGRPCTimeoutWaitAppliedIndex": "as above",
 	"ErrGRPCNotCapable": "start-up only", "ErrGRPCStopped": "shutdown only",
 	"ErrGRPCMemberExist":               "needs two ids of the same sum",
 	"ErrGRPCClusterIDMismatch":         "between members only",
@@ -274,6 +274,7 @@ var scopedErrors = []knownError{
 	{name: "ErrGRPCTooManyLearners", code: codes.FailedPrecondition, text: "etcdserver: too many learner members in cluster"},
 	{name: "ErrGRPCMemberNotEnoughStarted", code: codes.Unknown, text: "etcdserver: re-configuration failed due to not enough started members", needs: withThree},
 	{name: "ErrGRPCNotSupportedForLearner", code: codes.FailedPrecondition, text: "etcdserver: rpc not supported for learner", needs: withThree},
+	{name: "ErrGRPCUnhealthy", code: codes.Unavailable, text: "etcdserver: unhealthy cluster", needs: withThree},
 	{name: "ErrGRPCNoLeader", code: codes.Unavailable, text: "etcdserver: no leader", needs: withThree},
 	{name: "ErrGRPCTimeout", code: codes.Unavailable, text: "etcdserver: request timed out", needs: withThree},
 	{name: "proposal without a leader", code: codes.DeadlineExceeded, text: "context deadline exceeded", needs: withThree},
