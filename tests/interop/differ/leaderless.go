@@ -35,7 +35,6 @@ func (p *pair) leaderless() error {
 		{rpc: "KV.Txn", req: &pb.TxnRequest{Success: []*pb.RequestOp{rangeOp(&pb.RangeRequest{Key: k, Serializable: true})}}},
 		{rpc: "Cluster.MemberList", req: &pb.MemberListRequest{}},
 		{rpc: "Cluster.MemberAdd", req: &pb.MemberAddRequest{}},
-		{rpc: "Cluster.MemberAdd", req: &pb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1:1"}, IsLearner: true}},
 		{rpc: "Maintenance.MoveLeader", req: &pb.MoveLeaderRequest{TargetID: firstMember}},
 		{rpc: "Lease.LeaseLeases", req: &pb.LeaseLeasesRequest{}, md: wants},
 	} {
@@ -65,7 +64,7 @@ func (p *pair) leaderless() error {
 		return err
 	}
 	// Each of these takes the whole request timeout.
-	return p.together([]call{
+	err = p.together([]call{
 		{rpc: "KV.Range", req: &pb.RangeRequest{Key: k}},
 		{rpc: "KV.Put", req: &pb.PutRequest{Key: k, Value: k}},
 		{rpc: "KV.DeleteRange", req: &pb.DeleteRangeRequest{Key: k}},
@@ -77,6 +76,13 @@ func (p *pair) leaderless() error {
 		{rpc: "Maintenance.Alarm", req: &pb.AlarmRequest{}},
 		{rpc: "Maintenance.Downgrade", req: &pb.DowngradeRequest{Version: "3.6"}},
 	})
+	if err != nil {
+		return err
+	}
+	// By now each server has noticed that the others' connections are gone too, which this depends on.
+	req := &pb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1:1"}, IsLearner: true}
+	_, err = p.do(call{rpc: "Cluster.MemberAdd", req: req, member: 1, lost: true})
+	return err
 }
 
 // waitLeaderless waits until the last member has noticed.
