@@ -1,12 +1,15 @@
 //! A `kvd` process of a test: started on free loopback ports, ended by process id.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use kv_proto::etcdserverpb::RangeRequest;
+use kv_proto::etcdserverpb::kv_client::KvClient;
 use tonic::transport::{Channel, Endpoint};
 
 /// What a member without others says about where it is; nobody calls it there.
@@ -84,19 +87,19 @@ impl Kvd {
         self.child.id()
     }
 
-    /// Waits until the member accepts connections. Panics with its exit status if it ends instead.
+    /// Waits until the member answers. Panics with its exit status if it ends instead.
     pub async fn connect(&mut self) -> Channel {
         self.try_connect()
             .await
             .unwrap_or_else(|error| panic!("{error:#}"))
     }
 
-    /// Waits until the member accepts connections. An error has its exit status if it ends instead.
+    /// Waits until the member answers. An error has its exit status if it ends instead.
     pub async fn try_connect(&mut self) -> anyhow::Result<Channel> {
         let endpoint = Endpoint::from_shared(self.client_url())?;
         let deadline = Instant::now() + START_LIMIT;
         loop {
-            match endpoint.connect().await {
+            match connect(&endpoint).await {
                 Ok(channel) => return Ok(channel),
                 Err(error) => {
                     if let Some(status) = self.child.try_wait()? {
@@ -153,6 +156,20 @@ impl Drop for Kvd {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A connection on which a member has answered.
+///
+/// That it is accepted says too little: the listener that [`free_port`] tries a port with lives on in a process that another
+/// thread is about to start, until that one's program is loaded.
+pub(crate) async fn connect(endpoint: &Endpoint) -> anyhow::Result<Channel> {
+    let channel = endpoint.connect().await?;
+    // Without a key: any answer will do.
+    let mut kv = KvClient::new(channel.clone());
+    match kv.range(RangeRequest::default()).await {
+        Err(status) if status.source().is_some() => Err(status.into()),
+        _ => Ok(channel),
     }
 }
 

@@ -108,10 +108,8 @@ async fn check_notices_lost_and_invented_writes() {
         large_one_in: 10,
         compact_one_in: 0,
     };
-    let load = Load::start(&channel, 1, profile, &Model::default());
-    while load.answered() < 200 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    let mut load = Load::start(&channel, 1, profile, &Model::default());
+    load.until_answered(200).await.unwrap();
     let calls = load.stop().await.unwrap();
     let mut model = Model::default();
     let findings = verify::check(&channel, &mut model, &calls).await.unwrap();

@@ -1,5 +1,6 @@
 //! A `kvd` process over a folder.
 
+use std::error::Error;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -23,6 +24,18 @@ pub(crate) struct Member {
     log: NamedTempFile,
 }
 
+/// A connection on which a member has answered: who accepted it may still be the listener that the port was tried with, held
+/// by a process that another test is about to start.
+async fn connect(endpoint: &Endpoint) -> Result<Channel, Box<dyn Error>> {
+    let channel = endpoint.connect().await?;
+    // Without a key: any answer will do.
+    let mut kv = KvClient::new(channel.clone());
+    match kv.range(RangeRequest::default()).await {
+        Err(status) if status.source().is_some() => Err(status.into()),
+        _ => Ok(channel),
+    }
+}
+
 impl Member {
     /// Starts a member and waits until it serves.
     pub(crate) async fn start(data: &Path, args: &[&str]) -> Member {
@@ -37,7 +50,7 @@ impl Member {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         let deadline = Instant::now() + LIMIT;
         let channel = loop {
-            match endpoint.connect().await {
+            match connect(&endpoint).await {
                 Ok(channel) => break channel,
                 Err(error) => {
                     let ended = child.try_wait().unwrap();

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use kv_proto::etcdserverpb::kv_client::KvClient;
 use kv_proto::etcdserverpb::lease_client::LeaseClient;
@@ -24,6 +25,8 @@ use super::operation::{Answer, Call, Operation, Txn, Write, compaction_request, 
 const OWN_KEYS: u64 = 40;
 const SHARED_KEYS: u64 = 16;
 const OWN_LEASES_MAX: usize = 4;
+/// A live member answers some hundred calls in this time, whatever else runs.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
 /// What the clients write.
 #[derive(Clone, Copy, Debug)]
@@ -72,9 +75,18 @@ impl Load {
         }
     }
 
-    /// Calls that were answered so far.
-    pub fn answered(&self) -> u64 {
-        self.control.answered.load(Ordering::Relaxed)
+    /// Waits until so many calls were answered. Errors: what ended a client before, or that it takes too long.
+    pub async fn until_answered(&mut self, enough: u64) -> Result<()> {
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        while self.control.answered.load(Ordering::Relaxed) < enough {
+            if let Some(ended) = self.clients.iter_mut().find(|client| client.is_finished()) {
+                ended.await??;
+                bail!("a client ended though nobody told it to");
+            }
+            ensure!(Instant::now() < deadline, "the member does not answer");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
     }
 
     /// From now on the member may be gone.

@@ -8,7 +8,6 @@
 //!   all that was acknowledged or read before the cut is there, nothing is invented, HashKV is that of a replay.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
@@ -98,11 +97,8 @@ impl Run {
                 verify::check(&channel, &mut model, &run.calls_since_read()).await?;
                 run.read.push((now_ns(), model.clone()));
             }
-            let load = Load::start(&channel, seed << 4 | life, PROFILE, &model);
-            let enough = random.random_range(ANSWERS);
-            while load.answered() < enough {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+            let mut load = Load::start(&channel, seed << 4 | life, PROFILE, &model);
+            load.until_answered(random.random_range(ANSWERS)).await?;
             load.expect_failures();
             kvd.kill();
             run.calls.extend(load.stop().await?);
