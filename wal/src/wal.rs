@@ -3,7 +3,7 @@
 //! Owned here: the queue between callers and the writer, and what both may look at ([`Shared`]). The writer alone
 //! touches the files of the log, apart from reads of written entries.
 //! Invariants: records are written in the order of [`Wal::append`]; a completion is called once, after the fsync that
-//! covers all records of its call or with the error that ended the log; after a failed write or fsync nothing more is
+//! covers all records of its call or with the error that ended the log (dropped uncalled if the writer panicked); after a failed write or fsync nothing more is
 //! written, and no fsync is ever repeated.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -161,6 +161,8 @@ pub(crate) struct Queue {
     pub(crate) items: VecDeque<Item>,
     /// Bytes of records that are queued or being written.
     pub(crate) bytes: u64,
+    /// What truncations that are not written yet keep, in order.
+    pub(crate) truncations: VecDeque<u64>,
     /// Where the log stands once all that is queued is written.
     bounds: Bounds,
     pub(crate) closing: bool,
@@ -368,21 +370,6 @@ impl Wal {
         matches!(self.handle.driver, Driver::Stepped(_))
     }
 
-    /// The lowest index that truncations which are queued and not yet written keep: entries above may be gone at any
-    /// moment. For simulations, which know from it what a crash must leave; `None` if none is queued.
-    pub fn queued_truncation(&self) -> Option<u64> {
-        let queue = self.handle.shared.queue.lock();
-        let records = queue.items.iter().filter_map(|item| match item {
-            Item::Append { records, .. } => Some(records.iter()),
-            Item::PurgeFiles { .. } => None,
-        });
-        let truncations = records.flatten().filter_map(|record| match record {
-            Record::Truncate { after } => Some(*after),
-            _ => None,
-        });
-        truncations.min()
-    }
-
     /// Calls `hook` after each call that queued something, on the thread of the caller: for who drives the log by
     /// [`Wal::step`] and would otherwise have to look again and again. It must not step the log itself. Once per log.
     pub fn set_work_hook(&self, hook: Box<dyn Fn() + Send + std::marker::Sync>) {
@@ -435,6 +422,12 @@ impl Wal {
             }
             queue.bounds = bounds;
             queue.bytes += bytes;
+            queue
+                .truncations
+                .extend(records.iter().filter_map(|record| match record {
+                    Record::Truncate { after } => Some(*after),
+                    _ => None,
+                }));
             queue.items.push_back(Item::Append {
                 records: records.into(),
                 bytes,
@@ -476,9 +469,14 @@ impl Wal {
         Ok(())
     }
 
-    /// The newest index that is in the log, or purged from it, and durable; 0 if there is none.
+    /// The newest index that is in the log, or purged from it, and durable; 0 if there is none. What a truncation removes is
+    /// not in the log from the call of [`Wal::append`] on.
     pub fn flushed_index(&self) -> u64 {
-        self.handle.shared.flushed_index.load(Ordering::Acquire)
+        let shared = &*self.handle.shared;
+        // The writer lowers the index before it takes a truncation from the queue.
+        let queue = shared.queue.lock();
+        let kept = queue.truncations.iter().min().copied().unwrap_or(u64::MAX);
+        shared.flushed_index.load(Ordering::Acquire).min(kept)
     }
 
     /// The error that ended the log.

@@ -75,8 +75,9 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
+    /// For records; the header of an empty batch behind them, which proves the last fsync, has its place too.
     fn room(&self) -> u64 {
-        (self.file_len - self.end).saturating_sub(BATCH_HEADER_LEN as u64)
+        (self.file_len - self.end).saturating_sub(2 * BATCH_HEADER_LEN as u64)
     }
 }
 
@@ -310,6 +311,7 @@ impl Writer {
         self.unsynced.bytes += self.buffer.len() as u64;
         let mut state = self.shared.state.write();
         let mut still_flushed = state.last_index();
+        let mut truncations = 0;
         for (record, place) in records.iter().zip(places) {
             state
                 .apply(record.as_ref(), place)
@@ -318,7 +320,10 @@ impl Writer {
                 });
             match record {
                 Record::Entry { index, .. } => tail.max_index = tail.max_index.max(Some(*index)),
-                Record::Truncate { after } => still_flushed = still_flushed.min(*after),
+                Record::Truncate { after } => {
+                    still_flushed = still_flushed.min(*after);
+                    truncations += 1;
+                }
                 _ => {}
             }
         }
@@ -327,6 +332,10 @@ impl Writer {
         self.shared
             .flushed_index
             .fetch_min(still_flushed, Ordering::AcqRel);
+        if truncations > 0 {
+            let mut queue = self.shared.queue.lock();
+            queue.truncations.drain(..truncations);
+        }
         self.buffer.clear();
         self.buffer.shrink_to(BUFFER_BYTES_KEPT);
         Ok(())
@@ -397,7 +406,7 @@ impl Writer {
         drop(state);
 
         let repeated_len: usize = repeated.iter().map(Record::encoded_len).sum();
-        let least = (HEADER_LEN + 2 * BATCH_HEADER_LEN + repeated_len) as u64 + need;
+        let least = (HEADER_LEN + 3 * BATCH_HEADER_LEN + repeated_len) as u64 + need;
         let (temporary, file_len, file) = if least <= self.preparation.len() {
             let file = self.preparation.take()?;
             (

@@ -618,7 +618,7 @@ fn an_entry_that_replaces_a_flushed_one_is_flushed_only_by_its_own_fsync() {
         entry(5, 2, 90),
     ];
     wal.append(replaced, Sync::Yes, None).unwrap();
-    assert_eq!(wal.queued_truncation(), Some(3));
+    assert_eq!(wal.flushed_index(), 3, "before the writer has seen it");
     fs.fail_sync(0, Fault::Io);
     assert_eq!(settle(&wal), Step::Failed);
     assert_eq!(wal.flushed_index(), 3);

@@ -417,10 +417,7 @@ impl DiskLog {
 
     /// What is durable in a running log, and stays so if its next write is cut short.
     pub(crate) fn of(wal: &Wal) -> DiskLog {
-        // A truncation that is queued may be the last thing that reaches the disk.
-        let flushed = wal
-            .flushed_index()
-            .min(wal.queued_truncation().unwrap_or(u64::MAX));
+        let flushed = wal.flushed_index();
         let mut log = DiskLog::default();
         let mut next = flushed;
         // From the end, since the log does not say where it begins.
