@@ -192,9 +192,13 @@ impl Store {
             Ok(Progress::Continue(job)) => self.compactor.put_back(job),
             Ok(Progress::Finished) => self.compactor.finish_one(),
             Err(error) => {
-                // Only the phases that hash can fail, before anything is dropped.
-                self.compactor
-                    .put_back(Job::new(revision, previous, Phase::Keep));
+                // Only the phases that hash can fail, before anything is dropped. Damage stays, and the hash is there to be
+                // compared only: then what nobody can read any more is removed without it.
+                let phase = match error {
+                    Error::Damage { .. } => Phase::remove(),
+                    _ => Phase::Keep,
+                };
+                self.compactor.put_back(Job::new(revision, previous, phase));
                 return Err(error);
             }
         }

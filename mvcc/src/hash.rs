@@ -78,10 +78,13 @@ impl Store {
                 ..known
             });
         }
-        let (view, current, compacted) = {
-            // No compaction begins in between.
-            let _writer = self.writer.lock();
-            (self.backend.view()?, self.revision(), self.compacted())
+        let (view, current, compacted) = loop {
+            // What the view has of later revisions is left out below. Writers need not wait for it.
+            let (current, compacted) = (self.revision(), self.compacted());
+            let view = self.backend.view()?;
+            if self.compacted() == compacted {
+                break (view, current, compacted);
+            }
         };
         if revision > 0 && revision < compacted {
             return Err(Error::Compacted {

@@ -501,6 +501,9 @@ impl ReadTxn<'_> {
     }
 }
 
+/// Keys that a [`RangeStream`] reads at once.
+const CHUNK_STEP_KEYS: usize = 64;
+
 /// A range whose keys come in chunks, all at the revision of its start.
 pub struct RangeStream {
     store: Arc<Store>,
@@ -544,10 +547,11 @@ impl RangeStream {
         self.revision
     }
 
-    /// The next at most `keys_max` keys (at least one); after the last chunk, empty ones.
+    /// The next at most `keys_max` keys (at least one); after the last chunk, empty ones. A chunk ends before that when it has
+    /// `bytes_max` bytes of keys and values; it exceeds them by those of 64 keys at most.
     ///
     /// Errors: [`Error::Compacted`] once a compaction passes the pinned revision.
-    pub fn next_chunk(&mut self, keys_max: usize) -> Result<RangeChunk> {
+    pub fn next_chunk(&mut self, keys_max: usize, bytes_max: usize) -> Result<RangeChunk> {
         let limit = self.query.answer_limit().unwrap_or(usize::MAX);
         let wanted = keys_max.max(1).min(limit - self.given);
         let txn = ReadTxn {
@@ -581,19 +585,23 @@ impl RangeStream {
         } else {
             Keys::Skip
         };
-        let mut kvs = Vec::new();
+        let mut kvs: Vec<KeyValue> = Vec::new();
+        let mut bytes = 0;
         while let Some(from) = &start
             && kvs.len() < wanted
+            && bytes < bytes_max
             && !self.query.count_only
         {
             let rest = Span {
                 start: from,
                 end: bounds.end,
             };
-            let slice = self
-                .store
-                .slice(rest, self.pinned, wanted - kvs.len(), keys);
+            let keys_max = (wanted - kvs.len()).min(CHUNK_STEP_KEYS);
+            let slice = self.store.slice(rest, self.pinned, keys_max, keys);
+            let before = kvs.len();
             txn.read(&self.query, &slice.hits, &mut kvs)?;
+            let read = kvs[before..].iter();
+            bytes += read.map(|kv| kv.key.len() + kv.value.len()).sum::<usize>();
             start = slice.next;
         }
         self.given += kvs.len();

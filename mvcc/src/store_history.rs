@@ -28,6 +28,9 @@ const INDEX_KEYS_PER_REVISION: usize = 16;
 /// Revisions that one read scans before it answers what it has, so that a stream which asks for rare keys is not held up.
 const SCANNED_MAX: usize = 100_000;
 
+/// Revisions whose records are read at once: what a chunk has room for is seen after each such read.
+const READ_REVISIONS: usize = 32;
+
 /// One change that a watcher wants.
 struct Found {
     revision: Revision,
@@ -47,9 +50,22 @@ impl History for Store {
     fn events(&self, request: &HistoryRequest) -> Result<HistoryChunk> {
         self.check_not_compacted(request.from)?;
         let stretch = usize::try_from(request.to - request.from + 1).unwrap_or(0);
-        let enough = stretch.saturating_mul(INDEX_KEYS_PER_REVISION);
-        if self.keys_in(&request.ranges, enough) < enough {
-            self.events_by_key(request)
+        let stretch = stretch.min(SCANNED_MAX);
+        let total = self.index.read().keys();
+        let keys = self.keys_in(&request.ranges, stretch * INDEX_KEYS_PER_REVISION);
+        // A scan ends with the wanted revisions: the sooner, the larger the part of all keys that is watched.
+        let scanned = stretch.min(
+            request
+                .revisions_max
+                .saturating_mul(total / keys.max(1) + 1),
+        );
+        if keys < scanned * INDEX_KEYS_PER_REVISION {
+            // A hot key may have changed often: the walk finds no more than a scan would have looked at.
+            let to = request.to.min(request.from + SCANNED_MAX as i64 - 1);
+            self.events_by_key(&HistoryRequest {
+                to,
+                ..request.clone()
+            })
         } else {
             self.events_by_revision(request)
         }
@@ -70,11 +86,17 @@ impl Store {
     fn complete(
         &self,
         request: &HistoryRequest,
-        (found, through): (Vec<Found>, i64),
+        (mut found, mut through): (Vec<Found>, i64),
     ) -> Result<HistoryChunk> {
-        let prevs = match request.want_prev {
-            true => self.values_before(&found)?,
-            false => vec![None; found.len()],
+        let prevs = if request.want_prev {
+            let prevs = self.values_before(&found, request.bytes_max)?;
+            if let Some(rest) = found.get(prevs.len()) {
+                through = rest.revision.main - 1;
+                found.truncate(prevs.len());
+            }
+            prevs
+        } else {
+            vec![None; found.len()]
         };
         let revisions = group(self, found, prevs)?;
         // What a compaction removed meanwhile may be missing.
@@ -131,7 +153,7 @@ impl Store {
 
         let mut taken = Taken::new(request);
         let mut found = Vec::new();
-        for wanted in wanted.chunks(SLICE_KEYS) {
+        for wanted in wanted.chunks(READ_REVISIONS) {
             let keys: Vec<RevKey> = wanted
                 .iter()
                 .map(|(revision, change)| revision.key(*change))
@@ -202,35 +224,51 @@ impl Store {
         }
     }
 
-    /// For each change the value at the revision before it, unless that is compacted or the change is a create.
-    fn values_before(&self, found: &[Found]) -> Result<Vec<Option<KeyValue>>> {
+    /// For each change the value at the revision before it, unless that is compacted or the change is a create. Ends with a
+    /// whole revision once there are more than `bytes_max` bytes of values.
+    fn values_before(&self, found: &[Found], bytes_max: u64) -> Result<Vec<Option<KeyValue>>> {
         let oldest = Store::compacted(self);
-        let before: Vec<Option<Revision>> = {
-            let index = self.index.read();
-            let state = |found: &Found| {
-                let key = record::value_key(&found.record)?;
-                let revisions = index.get(key)?;
-                let at = found.revision.main - 1;
-                (at >= oldest)
-                    .then(|| revisions.get(at))
-                    .flatten()
-                    .map(|state| state.modified)
+        let mut values = Vec::with_capacity(found.len());
+        let mut bytes = 0;
+        for (n, part) in found.chunks(READ_REVISIONS).enumerate() {
+            let before: Vec<Option<Revision>> = {
+                let index = self.index.read();
+                let state = |found: &Found| {
+                    let key = record::value_key(&found.record)?;
+                    let revisions = index.get(key)?;
+                    let at = found.revision.main - 1;
+                    (at >= oldest)
+                        .then(|| revisions.get(at))
+                        .flatten()
+                        .map(|state| state.modified)
+                };
+                part.iter().map(state).collect()
             };
-            found.iter().map(state).collect()
-        };
-        let wanted: Vec<Revision> = before.iter().flatten().copied().collect();
-        let mut records = Vec::with_capacity(wanted.len());
-        for wanted in wanted.chunks(SLICE_KEYS) {
-            records.append(&mut self.records(wanted, Admission::None)?);
+            let wanted: Vec<Revision> = before.iter().flatten().copied().collect();
+            let mut records = self.records(&wanted, Admission::None)?.into_iter();
+            for before in before {
+                let record = before.and_then(|_| records.next().flatten());
+                bytes += record.as_ref().map_or(0, |record| record.len() as u64);
+                values.push(record.and_then(|record| record::decode_value(&record)));
+            }
+            if bytes > bytes_max
+                && let Some(whole) = whole_revisions(found, n * READ_REVISIONS + part.len())
+            {
+                values.truncate(whole);
+                break;
+            }
         }
-        let mut records = records.into_iter();
-        let value = |before: Option<Revision>| {
-            before
-                .and_then(|_| records.next().flatten())
-                .and_then(|record| record::decode_value(&record))
-        };
-        Ok(before.into_iter().map(value).collect())
+        Ok(values)
     }
+}
+
+/// How many of the first `taken` changes belong to revisions that do not go on behind them; none if that is not one.
+fn whole_revisions(found: &[Found], taken: usize) -> Option<usize> {
+    if taken == found.len() {
+        return Some(taken);
+    }
+    let begins = |at: &usize| found[*at].revision.main != found[*at - 1].revision.main;
+    (1..=taken).rev().find(begins)
 }
 
 /// How much of a request is taken: whole revisions, up to its bounds.

@@ -412,7 +412,7 @@ fn pinned_reads_go_on_across_an_install(place: &Place) {
         }
     }
     let mut stream = store.range_stream(&all()).unwrap();
-    let mut kvs = stream.next_chunk(5).unwrap().kvs;
+    let mut kvs = stream.next_chunk(5, usize::MAX).unwrap().kvs;
     let view = store.backend().view().unwrap();
     for index in 21..=40 {
         put(&origin, index, &format!("key-{:02}", index - 20), "new");
@@ -422,7 +422,7 @@ fn pinned_reads_go_on_across_an_install(place: &Place) {
     send(&origin, &store);
 
     while kvs.len() < 20 {
-        kvs.append(&mut stream.next_chunk(5).unwrap().kvs);
+        kvs.append(&mut stream.next_chunk(5, usize::MAX).unwrap().kvs);
     }
     assert!(kvs.iter().all(|kv| kv.value == "old"));
     let mut values = 0;

@@ -266,8 +266,8 @@ impl Lessor {
         if lease.deadline <= Deadline::at(now) {
             return Renewal::Expired;
         }
+        // Only the log may forget the checkpoint: until it has, the next leader knows it, and so does the next renewal.
         let checkpointed = lease.remaining_secs > 0;
-        lease.remaining_secs = 0;
         lease.renew(now);
         let ttl_secs = lease.ttl_secs;
         if lease.deadline < lease.queued {
@@ -563,21 +563,25 @@ impl Lease {
 
     /// The deadline moves to a full time from `now`; the queue's entry stays where it is unless it is new.
     fn renew(&mut self, now: Duration) {
-        self.deadline = Deadline::at(now + self.time_left());
+        self.deadline = Deadline::at(now + seconds(self.ttl_secs));
         if self.queued == Deadline::NEVER {
             self.queued = self.deadline;
         }
     }
 
-    /// What the lease has to live when its time begins anew.
+    /// What the lease has to live under a new leader.
     fn time_left(&self) -> Duration {
         let secs = if self.remaining_secs > 0 {
             self.remaining_secs
         } else {
             self.ttl_secs
         };
-        Duration::from_secs(u64::try_from(secs).unwrap_or(0))
+        seconds(secs)
     }
+}
+
+fn seconds(count: i64) -> Duration {
+    Duration::from_secs(u64::try_from(count).unwrap_or(0))
 }
 
 impl Keys {

@@ -466,7 +466,7 @@ fn check_query(store: &Arc<Store>, model: &Model, query: &RangeQuery) {
             ..RangeAnswer::default()
         };
         loop {
-            let chunk = stream.next_chunk(2).unwrap();
+            let chunk = stream.next_chunk(2, usize::MAX).unwrap();
             answer.kvs.extend(chunk.kvs);
             if let Some(end) = chunk.end {
                 return RangeAnswer {
@@ -887,7 +887,7 @@ fn a_read_of_a_compacted_revision_fails_whether_or_not_it_was_removed() {
         Err(Error::Compacted { .. })
     ));
     assert!(matches!(
-        stream.next_chunk(10),
+        stream.next_chunk(10, usize::MAX),
         Err(Error::Compacted { .. })
     ));
     assert_eq!(store.range(&all()).unwrap().kvs[0].value, "3");

@@ -186,13 +186,6 @@ impl EventBatch {
                 }
             })
     }
-
-    /// The newest revision in the batch.
-    pub fn last_revision(&self) -> Option<i64> {
-        let &(revision, _) = self.shared.events[self.span.clone()].last()?;
-        Some(self.shared.revisions[revision as usize].revision)
-    }
-
     /// The events as they stand in an encoded `WatchResponse`: field 11, repeated.
     ///
     /// Encoded at most once for all watchers that share the batch; a whole revision is not even copied.

@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! - the ring is ascending and holds every revision `>= floor` that had a matching watcher when published;
-//! - a stream's mark is 0, or the oldest published revision with a matching watcher that the stream has not
+//! - a stream's mark is 0, or not above the oldest published revision with a matching watcher that the stream has not
 //!   taken; so a stream without mark has taken all its events up to `last`;
 //! - events that nobody wanted when the writer asked are not in the ring. A watcher is therefore served from
 //!   it only from its `live_from` on: the first revision whose writer began asking after it was registered.

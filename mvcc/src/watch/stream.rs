@@ -838,10 +838,10 @@ impl StreamState {
 impl Watcher {
     /// Whether it was given everything up to `revision`, and asked for nothing later only.
     ///
-    /// A live watcher was, if its stream was. Source: etcd 3.7, progress is not reported to a watcher whose
-    /// start revision is above the store's.
+    /// A live watcher was, if its stream was, unless it began behind `revision`. Source: etcd 3.7, progress is not reported to
+    /// a watcher whose start revision is above the store's.
     fn reached(&self, revision: i64) -> bool {
-        self.live && self.start_revision <= revision
+        self.live && self.start_revision <= revision && self.cursor.next <= revision + 1
     }
 }
 

@@ -349,7 +349,8 @@ struct ChunkWalk {
 impl ChunkWalk {
     /// The next chunk; the last one has a header.
     fn next(&mut self) -> Result<RangeResponse> {
-        let RangeChunk { kvs, end } = self.stream.next_chunk(self.keys)?;
+        let bytes_max = self.aim_bytes.saturating_mul(2);
+        let RangeChunk { kvs, end } = self.stream.next_chunk(self.keys, bytes_max)?;
         let mut response = RangeResponse {
             kvs,
             ..Default::default()
