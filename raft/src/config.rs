@@ -35,7 +35,7 @@ pub struct Config {
     /// `--snapshot-count`, default 10,000: entries between two checkpoints of the state machine.
     /// Each checkpoint lets older log files go; too large keeps much log to replay at a start.
     pub snapshot_count: u64,
-    /// `--experimental-snapshot-catchup-entries`, default 5,000: entries kept in the log behind a
+    /// `--snapshot-catchup-entries`, default 5,000: entries kept in the log behind a
     /// checkpoint, so that a slow follower needs no snapshot.
     pub snapshot_catchup_entries: u64,
     /// Bytes of the newest entries kept in memory, default 8 MiB. Entries that are not yet on

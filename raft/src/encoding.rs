@@ -99,6 +99,28 @@ pub(crate) fn commands_body(commands: &[Bytes]) -> Bytes {
     out.freeze()
 }
 
+/// The body of one entry with the commands of `bodies`, at least one; each is of commands.
+pub(crate) fn joined_bodies(bodies: &[Bytes]) -> Bytes {
+    if let [body] = bodies {
+        return body.clone();
+    }
+    let mut count = 0;
+    let mut out =
+        BytesMut::with_capacity(6 + bodies.iter().map(|body| body.len() - 6).sum::<usize>());
+    out.put_slice(&[VERSION, KIND_COMMANDS, 0, 0, 0, 0]);
+    for body in bodies {
+        let (head, commands) = body
+            .split_first_chunk()
+            .expect("a body of commands has a head");
+        let [version, kind, number @ ..]: [u8; 6] = *head;
+        assert_eq!([version, kind], [VERSION, KIND_COMMANDS], "own body");
+        count += u32::from_le_bytes(number);
+        out.put_slice(commands);
+    }
+    out[2..6].copy_from_slice(&count.to_le_bytes());
+    out.freeze()
+}
+
 /// The body of an entry that changes the membership, with the command that explains it.
 pub(crate) fn membership_body(membership: &Membership, command: Option<&Bytes>) -> Bytes {
     let mut encoded = BytesMut::new();

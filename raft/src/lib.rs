@@ -16,6 +16,7 @@ mod config;
 pub mod encoding;
 mod error;
 mod force;
+mod forward;
 mod log_store;
 mod membership;
 mod network;

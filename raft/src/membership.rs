@@ -186,7 +186,9 @@ impl<'a> Promotion<'a> {
             Ok(()) => {
                 let mut status = self.node.status.clone();
                 let shows = status.wait_for(|status| status.voters.contains(&self.id));
-                shows.await.is_ok()
+                // Never, if the member is removed before the status shows it.
+                let shown = tokio::time::timeout(self.node.config.election_timeout, shows).await;
+                shown.is_ok_and(|shown| shown.is_ok())
             }
             Err(MembershipError::LeadershipLost | MembershipError::Stopped) => false,
             Err(_) => true,

@@ -1,8 +1,9 @@
 //! A member of the cluster: start, propose, read, answer peers, stop.
 //!
 //! Tasks of a node, all on the runtime that calls [`Node::start`]: openraft's core, its apply
-//! worker (owner of the state machine), one read loop, one observer that publishes the status and
-//! notices the end of the core. A proposal is no task: it is a message to the core and a closure.
+//! worker (owner of the state machine), one read loop, one loop that sends proposals to the leader,
+//! one observer that publishes the status and notices the end of the core. A proposal is no task: it
+//! is a message to the core and a closure.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,16 +19,17 @@ use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::raft::VoteResponse;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::error::{Error, MembershipError, PeerError, ReadError, Result, TransferError};
+use crate::forward::Forwarder;
 use crate::log_store::LogStore;
 use crate::membership::{self, Change, PeerProgress, fatal_error};
 use crate::network::{ByteStream, Factory, PeerTransport, Rpc};
-use crate::proposal::{self, Refused};
+use crate::proposal::{self, Origin, Proposal, Refused};
 use crate::read_index::{Confirm, Confirmation, Reads};
 use crate::snapshot::{self, Shelf, SnapshotSource};
 use crate::state_machine::{Adapter, StateMachine};
@@ -59,6 +61,8 @@ pub(crate) struct Inner {
     applied: watch::Receiver<u64>,
     failure: watch::Receiver<Option<Arc<Error>>>,
     app: OnceLock<Arc<dyn App>>,
+    /// To the loop that sends proposals to the leader; what is in it is counted as in flight.
+    pub(crate) forwards: mpsc::UnboundedSender<Proposal>,
     pub(crate) proposals_in_flight: AtomicUsize,
     /// Promotions that may be in force before the status shows them; see [`Node::is_sole_voter`].
     pub(crate) promotions: AtomicUsize,
@@ -170,6 +174,16 @@ impl Node {
             let (pause, patience) = (config.heartbeat_interval / 4, config.election_timeout * 2);
             async move { reads.run(confirm, pause, patience).await }
         });
+        let (forwards, proposals) = mpsc::unbounded_channel();
+        let forwarder = Forwarder {
+            member_id: config.member_id,
+            transport: transport.clone(),
+            election_timeout: config.election_timeout,
+            proposals,
+            status: status.clone(),
+            apply_ended: events.ended.clone(),
+        };
+        tokio::spawn(forwarder.run());
         let node = Node {
             inner: Arc::new(Inner {
                 raft,
@@ -181,6 +195,7 @@ impl Node {
                 applied: events.progress,
                 failure,
                 app: OnceLock::new(),
+                forwards,
                 proposals_in_flight: AtomicUsize::new(0),
                 promotions: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
@@ -255,16 +270,16 @@ impl Node {
         membership::progress(&self.inner, id)
     }
 
-    /// Proposes `commands`, at least one, as one entry. Never blocks; may be called from any thread.
+    /// Proposes `commands`, at least one, in one entry. Never blocks; may be called from any thread.
     ///
     /// Success is seen by [`StateMachine::apply`] and nowhere else; `refused` is called otherwise,
     /// at once or later, on this thread or on a task of raft's runtime. A member that does not lead
-    /// sends the same bytes to the leader it knows. A refusal that is certain and will soon be over
-    /// (a fresh leader without its quorum, leadership on its way, a leader that is not reached) is
-    /// tried again for up to one election timeout. How many bytes are in flight is for the caller
-    /// to bound.
+    /// sends the same bytes to the leader it knows, in one entry with others that wait. A refusal
+    /// that is certain and will soon be over (a fresh leader without its quorum, leadership on its
+    /// way, a leader that is not reached) is tried again for up to one election timeout. How many
+    /// bytes are in flight is for the caller to bound.
     pub fn propose(&self, commands: Vec<Bytes>, refused: Refused) {
-        proposal::propose(&self.inner, commands, refused);
+        proposal::propose(&self.inner, Origin::Here, commands, refused);
     }
 
     /// Proposes `commands` as one entry if this member leads in `term`, and refuses otherwise.
@@ -272,7 +287,7 @@ impl Node {
     /// For what only a leader may decide: should it have lost its leadership meanwhile without
     /// noticing, the commands are in no log, also if it leads again or knows who does.
     pub fn propose_in_term(&self, term: u64, commands: Vec<Bytes>, refused: Refused) {
-        proposal::propose_in_term(&self.inner, term, commands, refused);
+        proposal::propose(&self.inner, Origin::Leader { term }, commands, refused);
     }
 
     /// Sets who answers [`Node::ask`] of other members; once, before peers ask.

@@ -1,8 +1,8 @@
 //! One proposal from the call to its outcome, on the leader and on every other member.
 //!
 //! A proposal is no task: on the leader it is a message to openraft's core and a closure. A member
-//! that does not lead sends the entry's body to the leader it knows ([`Rpc::Propose`]) and learns
-//! only refusals from the answer; what was applied it sees in its own apply loop.
+//! that does not lead sends the entry's body to the leader it knows (`forward.rs`) and learns only
+//! refusals from the answer; what was applied it sees in its own apply loop.
 //!
 //! Refusals are certain or not. A certain one (the entry is in no log) that will soon be over is
 //! tried again: a fresh leader refuses until a quorum has answered it once, a leader that hands
@@ -23,12 +23,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::config::PROPOSALS_IN_FLIGHT_MAX;
-use crate::encoding;
+use crate::encoding::{self, DecodeError};
 use crate::error::{PeerError, ProposeError};
-use crate::network::Rpc;
 use crate::node::Inner;
 use crate::types::{Commands, Responder, WriteResult};
-use crate::wire;
 
 /// Called once if a proposal is refused or its outcome is unknown; on the leader never if it was
 /// applied. Another member may learn that the outcome is unknown although it has applied the
@@ -38,35 +36,16 @@ pub type Refused = Box<dyn FnOnce(ProposeError) + Send>;
 /// First pause before a proposal is tried again; it doubles up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE: Duration = Duration::from_millis(1);
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
-/// How long the leader's answer is waited for, beside two election timeouts: as long as etcd
-/// lets a request wait.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Proposes `commands` on this member or, through its leader, for it.
-pub(crate) fn propose(inner: &Arc<Inner>, commands: Vec<Bytes>, refused: Refused) {
+/// Proposes `commands` for `origin`.
+pub(crate) fn propose(inner: &Arc<Inner>, origin: Origin, commands: Vec<Bytes>, refused: Refused) {
     let body = encoding::commands_body(&commands);
-    let outcome = move |outcome| {
+    let outcome = move |outcome: Outcome| {
         if let Err(error) = outcome {
             refused(error);
         }
     };
-    Proposal::new(inner, body, Origin::Here, Box::new(outcome)).start();
-}
-
-/// Proposes `commands` on this member, and only while it leads in `term`.
-pub(crate) fn propose_in_term(
-    inner: &Arc<Inner>,
-    term: u64,
-    commands: Vec<Bytes>,
-    refused: Refused,
-) {
-    let body = encoding::commands_body(&commands);
-    let outcome = move |outcome| {
-        if let Err(error) = outcome {
-            refused(error);
-        }
-    };
-    Proposal::new(inner, body, Origin::Leader { term }, Box::new(outcome)).start();
+    Proposal::new(inner, body, origin, Box::new(outcome)).start();
 }
 
 /// Proposes the commands in `body` for another member; resolves when they are applied here or
@@ -81,9 +60,12 @@ pub(crate) async fn propose_for_peer(inner: &Arc<Inner>, body: Bytes) -> Outcome
 
 type Outcome = Result<(), ProposeError>;
 
+/// What came back from another member: nothing, what does not decode, or an outcome.
+pub(crate) type Answer = Result<Result<Outcome, DecodeError>, PeerError>;
+
 /// Who proposes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Origin {
+pub(crate) enum Origin {
     Here,
     /// Another member, which takes this one for the leader.
     Peer,
@@ -94,7 +76,7 @@ enum Origin {
 }
 
 /// A proposal between its start and its outcome; dropped, its outcome is unknown.
-struct Proposal {
+pub(crate) struct Proposal {
     node: Arc<Inner>,
     body: Bytes,
     origin: Origin,
@@ -134,17 +116,23 @@ impl Proposal {
         self.submit();
     }
 
+    /// What the entry holds.
+    pub(crate) fn body(&self) -> &Bytes {
+        &self.body
+    }
+
     /// Hands the proposal to the leader, as far as this member knows one: itself or another.
-    fn submit(self) {
+    pub(crate) fn submit(self) {
         if self.node.stopping.load(Ordering::Relaxed) {
             self.end(Err(ProposeError::Stopped));
             return;
         }
         let leader = self.node.status.borrow().leader;
         match leader.filter(|leader| *leader != self.node.config.member_id) {
-            Some(leader) if self.origin == Origin::Here => {
-                let runtime = self.node.runtime.clone();
-                runtime.spawn(self.forward(leader));
+            Some(_) if self.origin == Origin::Here => {
+                let forwards = self.node.forwards.clone();
+                // The loop has ended with the node: dropping the proposal answers it.
+                let _ = forwards.send(self);
             }
             _ => self.submit_here(),
         }
@@ -201,30 +189,18 @@ impl Proposal {
         }
     }
 
-    /// Sends the proposal to `leader` and takes its answer.
-    async fn forward(self, leader: u64) {
-        let timeout = ANSWER_TIMEOUT + self.node.config.election_timeout * 2;
-        let request = wire::encode_propose(&self.body);
-        let mut apply_ended = self.node.apply_ended.clone();
-        let answer = tokio::select! {
-            answer = self.node.transport.call(leader, Rpc::Propose, request, timeout) => answer,
-            // It is never sent to, only closed.
-            _ = apply_ended.changed() => return self.end(Err(ProposeError::Stopped)),
-        };
-        let answer = answer.map(wire::decode_propose_answer);
+    /// Takes the answer of `leader`, which it was sent to.
+    pub(crate) fn answered(self, leader: u64, answer: &Answer) {
         match answer {
             Ok(Ok(Ok(()))) => self.end(Ok(())),
-            Ok(Ok(Err(error @ ProposeError::NotLeader { .. }))) => self.try_again(error),
+            Ok(Ok(Err(error @ ProposeError::NotLeader { .. }))) => self.try_again(error.clone()),
             Ok(Ok(Err(ProposeError::Stopped))) => self.end(Err(ProposeError::LeadershipLost)),
-            Ok(Ok(Err(error))) => self.end(Err(error)),
-            Ok(Err(error)) => {
-                tracing::warn!(peer = leader, %error, "answer to a proposal does not decode");
-                self.end(Err(ProposeError::NoAnswer));
-            }
+            Ok(Ok(Err(error))) => self.end(Err(error.clone())),
             Err(PeerError::NotSent(_)) => self.try_again(ProposeError::NotLeader {
                 leader: Some(leader),
             }),
-            Err(PeerError::Unreachable(_) | PeerError::Timeout | PeerError::Answer(_)) => {
+            Ok(Err(_))
+            | Err(PeerError::Unreachable(_) | PeerError::Timeout | PeerError::Answer(_)) => {
                 self.end(Err(ProposeError::NoAnswer));
             }
         }

@@ -193,6 +193,14 @@ proptest! {
     }
 
     #[test]
+    fn joined_bodies_are_the_body_of_all_their_commands(
+        packs in prop::collection::vec(prop::collection::vec(any_bytes(), 1..4), 1..5),
+    ) {
+        let bodies: Vec<Bytes> = packs.iter().map(|commands| commands_body(commands)).collect();
+        prop_assert_eq!(joined_bodies(&bodies), commands_body(&packs.concat()));
+    }
+
+    #[test]
     fn a_prefix_of_a_body_is_never_a_body(
         commands in prop::collection::vec(any_bytes(), 1..5),
         membership in any_membership(),

@@ -60,6 +60,33 @@ async fn a_follower_hands_proposals_to_the_leader_and_applies_them_itself() {
     cluster.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proposals_that_wait_for_the_leader_share_an_entry_and_keep_their_order() {
+    const COUNT: usize = 100;
+    let cluster = Cluster::start(|config| config).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.member(other_than(leader));
+    let log_end = || cluster.member(leader).node().status().last_log_index;
+    let before = log_end();
+    // A leader that does not apply does not answer.
+    cluster.member(leader).ledger.shut();
+    let expected: Vec<Bytes> = (0..COUNT).map(|n| format!("command {n}").into()).collect();
+    let propose = |command: &Bytes| follower.propose(vec![command.clone()]);
+    let refused: Vec<_> = expected.iter().map(propose).collect();
+    eventually("the first in the leader's log", || log_end() > before).await;
+    cluster.member(leader).ledger.open();
+    let applied = || follower.ledger.commands().len() == COUNT;
+    eventually("all applied", applied).await;
+    assert_eq!(follower.ledger.commands(), expected);
+    let entries = (log_end() - before) as usize;
+    let most = 2 * crate::forward::PACKS_IN_FLIGHT;
+    assert!(entries <= most, "{entries} entries, at most {most}");
+    for refused in refused {
+        assert!(refused.await.is_err(), "applied, so never refused");
+    }
+    cluster.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_proposal_that_was_never_sent_is_tried_again_until_a_leader_takes_it() {
     let cluster = Cluster::in_memory(|config| config).await;

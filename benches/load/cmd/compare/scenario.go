@@ -73,7 +73,8 @@ func clustered(s sizes, times, joinBytes int) []scenario {
 		{name: "put-64", steps: []step{puts("leader", 8, 64)}},
 		{name: "put-256", steps: []step{puts("leader", 32, 256)}},
 		{name: "put-everywhere", steps: []step{everywhere}},
-		{name: "put-follower", steps: []step{puts("follower", 8, 64)}},
+		{name: "put-follower-1", steps: []step{puts("follower", 1, 1)}},
+		{name: "put-follower-64", steps: []step{puts("follower", 8, 64)}},
 		{name: "get", steps: []step{
 			prepare("put", "--sequential-keys", "--key-size=1", "--key-space-size=2", "--total=2", "--val-size=256"),
 			get("leader", "s"), get("leader", "l"), get("follower", "s"), get("follower", "l"),
