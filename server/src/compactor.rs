@@ -38,22 +38,29 @@ pub(crate) async fn run(member: Arc<Member>, auto: AutoCompaction) {
         if let Some(revision) = plan.tick(member.store.revision())
             && member.is_leader()
         {
-            compact(&member, revision).await;
+            if compact(&member, revision).await {
+                plan.done(revision);
+            }
         }
     }
 }
 
-async fn compact(member: &Member, revision: i64) {
+/// Whether the revision is compacted now.
+async fn compact(member: &Member, revision: i64) -> bool {
     let request = CompactionRequest {
         revision,
         physical: false,
     };
     match member.proposer.propose(Body::Compaction(request)).await {
-        Ok(_) => tracing::info!(revision, "compacted automatically"),
+        Ok(_) => {
+            tracing::info!(revision, "compacted automatically");
+            true
+        }
         // Somebody else was faster.
-        Err(Error::Compacted) => {}
+        Err(Error::Compacted) => true,
         Err(error) => {
-            tracing::warn!(revision, %error, "automatic compaction failed; it is tried again")
+            tracing::warn!(revision, %error, "automatic compaction failed; it is tried again");
+            false
         }
     }
 }
@@ -65,6 +72,7 @@ struct Plan {
     seen: VecDeque<i64>,
     /// Ticks until the next compaction.
     wait: usize,
+    /// The revision that was compacted last.
     last: i64,
 }
 
@@ -78,7 +86,8 @@ impl Plan {
         }
     }
 
-    /// A period has passed and the store is at `current`; the revision to compact, if it is time.
+    /// A period has passed and the store is at `current`; the revision to compact, if it is time. It is named at each tick until
+    /// it is [`Plan::done`], so that a failure is made up for soon, and a new leader goes on at once.
     fn tick(&mut self, current: i64) -> Option<i64> {
         let revision = match self.auto {
             AutoCompaction::Revision(retention) => current - retention,
@@ -94,15 +103,18 @@ impl Plan {
                     self.wait -= 1;
                     return None;
                 }
-                self.wait = LOOKS as usize - 1;
                 oldest
             }
         };
-        if revision <= self.last {
-            return None;
-        }
+        (revision > self.last).then_some(revision)
+    }
+
+    /// `revision` is compacted.
+    fn done(&mut self, revision: i64) {
         self.last = revision;
-        Some(revision)
+        if let AutoCompaction::Periodic(_) = self.auto {
+            self.wait = LOOKS as usize - 1;
+        }
     }
 }
 
@@ -110,11 +122,18 @@ impl Plan {
 mod tests {
     use super::*;
 
+    /// A tick whose compaction, if any, succeeds.
+    fn done(plan: &mut Plan, current: i64) -> Option<i64> {
+        let revision = plan.tick(current)?;
+        plan.done(revision);
+        Some(revision)
+    }
+
     #[test]
     fn periodic_compacts_once_a_window_what_is_a_window_old() {
         let mut plan = Plan::new(AutoCompaction::Periodic(HOUR));
         let compacted: Vec<_> = (0..40)
-            .filter_map(|n| Some((n, plan.tick(100 + n)?)))
+            .filter_map(|n| Some((n, done(&mut plan, 100 + n)?)))
             .collect();
         assert_eq!(compacted, [(10, 100), (20, 110), (30, 120)]);
     }
@@ -123,7 +142,7 @@ mod tests {
     fn a_window_of_hours_is_kept_whole() {
         let mut plan = Plan::new(AutoCompaction::Periodic(HOUR * 3));
         let compacted: Vec<_> = (0..51)
-            .filter_map(|n| Some((n, plan.tick(100 + n)?)))
+            .filter_map(|n| Some((n, done(&mut plan, 100 + n)?)))
             .collect();
         assert_eq!(compacted, [(30, 100), (40, 110), (50, 120)]);
     }
@@ -131,9 +150,21 @@ mod tests {
     #[test]
     fn revision_mode_keeps_the_newest_and_repeats_nothing() {
         let mut plan = Plan::new(AutoCompaction::Revision(1000));
-        assert_eq!(plan.tick(900), None);
+        assert_eq!(done(&mut plan, 900), None);
+        assert_eq!(done(&mut plan, 1500), Some(500));
+        assert_eq!(done(&mut plan, 1500), None);
+        assert_eq!(done(&mut plan, 1501), Some(501));
+    }
+
+    #[test]
+    fn what_failed_is_named_again_at_the_next_tick() {
+        let mut plan = Plan::new(AutoCompaction::Periodic(HOUR));
+        let named: Vec<_> = (0..12).filter_map(|n| plan.tick(100 + n)).collect();
+        assert_eq!(named, [100, 101]);
+        assert_eq!(done(&mut plan, 112), Some(102));
+        assert_eq!(plan.tick(113), None);
+        let mut plan = Plan::new(AutoCompaction::Revision(1000));
         assert_eq!(plan.tick(1500), Some(500));
-        assert_eq!(plan.tick(1500), None);
-        assert_eq!(plan.tick(1501), Some(501));
+        assert_eq!(plan.tick(1500), Some(500));
     }
 }

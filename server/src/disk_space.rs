@@ -114,7 +114,10 @@ pub(crate) async fn run(member: Arc<Member>, folder: Arc<DataDir>, wal: Wal) {
                 %cause,
                 "the disk is full: raising NOSPACE. Reads, deletes, compaction and defragmentation go on; free space, then disarm the alarm"
             );
-            member.raise(AlarmType::Nospace).await;
+            tokio::select! {
+                () = member.raise(AlarmType::Nospace) => {}
+                () = member.stopping.cancelled() => return,
+            }
         }
         if was_short && !is_short {
             tracing::info!("the disk has room again; a NOSPACE alarm can be disarmed");

@@ -57,7 +57,7 @@ pub(crate) struct Member {
     /// What answers to large reads may take.
     pub(crate) range_budget: Arc<RangeBudget>,
     large_reads: LargeReads,
-    blocking_reads: Semaphore,
+    blocking_reads: Arc<Semaphore>,
 }
 
 /// The parts a [`Member`] is made of.
@@ -93,7 +93,7 @@ impl Member {
             started,
         } = parts;
         let reads = ReadBarrier::new(node.clone(), config.request_timeout());
-        let blocking_reads = Semaphore::new(BLOCKING_READS_MAX);
+        let blocking_reads = Arc::new(Semaphore::new(BLOCKING_READS_MAX));
         let range_bytes_max = config.memory_budget.saturating_mul(RANGE_BUDGETS);
         let range_budget = RangeBudget::new(range_bytes_max, config.request_timeout());
         Ok(Arc::new(Member {
@@ -264,13 +264,15 @@ impl Member {
         &self,
         read: impl FnOnce(&Store) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _permit = self
-            .blocking_reads
-            .acquire()
-            .await
-            .map_err(|_| Error::Stopped)?;
+        let permit = self.blocking_reads.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| Error::Stopped)?;
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || read(&store))
+        // The read goes on when the caller does not wait any longer, and counts until its end.
+        let read = move || {
+            let _permit = permit;
+            read(&store)
+        };
+        tokio::task::spawn_blocking(read)
             .await
             .map_err(|_| Error::Stopped)?
     }

@@ -128,6 +128,7 @@ impl Member {
             .debugging
             .slow_watchers
             .set(hub.slow_watchers as i64);
+        metrics.debugging.alarms.reset();
         for alarm in self.alarms.get(AlarmType::None as i32) {
             let kind = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |k| k.as_str_name());
             let labels = [&format!("{:x}", alarm.member_id), kind];

@@ -8,9 +8,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use kv_proto::command::{Body, Caller, Command, HEADER_BYTES};
-use kv_raft::{Node, ProposeError, Refused};
+use kv_raft::{Node, ProposeError};
 use prost::encoding::encoded_len_varint;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
@@ -60,7 +59,12 @@ impl Proposer {
         timeout: Duration,
         metrics: Arc<Metrics>,
     ) -> Proposer {
-        let bytes_in_flight = Arc::new(Semaphore::new(BYTES_IN_FLIGHT_MAX));
+        let largest = usize::try_from(request_bytes_max).unwrap_or(usize::MAX);
+        // One request of the largest size always has room, with what a command adds to it.
+        let bytes_max = largest
+            .saturating_add(1 << 20)
+            .clamp(BYTES_IN_FLIGHT_MAX, Semaphore::MAX_PERMITS);
+        let bytes_in_flight = Arc::new(Semaphore::new(bytes_max));
         Proposer {
             node,
             wait,
@@ -130,27 +134,9 @@ impl Proposer {
         }
     }
 
-    /// Proposes `bodies` as one entry and waits until the last of them is applied; results are dropped.
-    pub(crate) async fn propose_all(&self, bodies: Vec<Body>) -> Result<()> {
-        self.propose_packed(bodies, |node, commands, refused| {
-            node.propose(commands, refused)
-        })
-        .await
-    }
-
-    /// As [`Proposer::propose_all`], and only while this member leads in `term`: for what only a leader may decide.
+    /// Proposes `bodies` as one entry, while this member leads in `term`, and waits until the last of them is applied; results are
+    /// dropped. For what only a leader may decide.
     pub(crate) async fn propose_all_in_term(&self, term: u64, bodies: Vec<Body>) -> Result<()> {
-        self.propose_packed(bodies, |node, commands, refused| {
-            node.propose_in_term(term, commands, refused)
-        })
-        .await
-    }
-
-    async fn propose_packed(
-        &self,
-        bodies: Vec<Body>,
-        propose: impl FnOnce(&Node, Vec<Bytes>, Refused),
-    ) -> Result<()> {
         bodies
             .iter()
             .try_for_each(|body| self.check_version(body))?;
@@ -169,7 +155,7 @@ impl Proposer {
         let commands = bodies.into_iter().enumerate().map(encode).collect();
         let (wait, id) = (self.wait.clone(), waiter.id);
         let refused = move |why| wait.complete([(id, Err(refusal(why)))]);
-        propose(&self.node, commands, Box::new(refused));
+        self.node.propose_in_term(term, commands, Box::new(refused));
         match timeout_at(Instant::now() + self.timeout, waiter.result()).await {
             Ok(Err(
                 error

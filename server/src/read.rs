@@ -1,9 +1,10 @@
 //! The read barrier: when a read on this member may be answered.
 //!
 //! A linearizable read waits until this member has applied everything that was acknowledged before the read began.
-//! Usually that takes one round of the read-index loop, shared by all waiting reads. The leader of a cluster with one
-//! voter has it for free: an acknowledged write was applied here first, and nobody else can acknowledge one. That
-//! holds from the moment the leader has applied the log it started its term with.
+//! Usually that takes one round of the read-index loop, shared by all waiting reads. The leader of a cluster of one
+//! member has it for free: an acknowledged write was applied here first, and nobody else can acknowledge one. That
+//! holds from the moment the leader has applied the log it started its term with. A second member, also one without a
+//! vote, may have applied and answered what this one has not applied yet.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,7 +35,8 @@ impl ReadBarrier {
     /// Waits until a read on this member is linearizable.
     pub(crate) async fn linearizable(&self) -> Result<()> {
         let term = self.node.peek(|status| status.term);
-        let alone = self.node.is_sole_voter();
+        let alone =
+            self.node.is_sole_voter() && self.node.peek(|status| status.learners.is_empty());
         if alone && self.confirmed_term.load(Ordering::Acquire) == term {
             return Ok(());
         }

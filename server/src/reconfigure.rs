@@ -49,7 +49,14 @@ pub(crate) async fn lead(member: &Member, change: Question) -> Result<()> {
                 ..Default::default()
             });
             let explained = explain(member, Body::MemberAdd(request));
-            node.add_learner(id, Some(explained)).await
+            let added = node.add_learner(id, Some(explained)).await;
+            if matches!(
+                added,
+                Err(MembershipError::InProgress | MembershipError::AlreadyAMember)
+            ) {
+                member.cluster.expect_no_more(id);
+            }
+            added
         }
         Question::MemberPromote(request) => {
             let explained = explain(member, Body::MemberPromote(request));
@@ -125,6 +132,8 @@ struct View<'a> {
     /// `--strict-reconfig-check`.
     strict: bool,
     is_removed: &'a dyn Fn(u64) -> bool,
+    /// Who votes in raft: not those who came in to have a vote and have not caught up yet.
+    raft_voters: &'a [u64],
     /// Since when a member answers this one, which always answers itself; none while it does not.
     connected_for: &'a dyn Fn(u64) -> Option<Duration>,
     /// Whether a member is known to lack more than a tenth of the log.
@@ -162,6 +171,7 @@ fn check(member: &Member, change: &Question) -> Result<()> {
         learners_max: member.config.max_learners,
         strict: member.config.strict_reconfig_check,
         is_removed: &|id| member.cluster.is_removed(id),
+        raft_voters: &member.node.peek(|status| status.voters.clone()),
         connected_for: &|id| connected_for(member, id),
         is_behind: &|id| is_behind(member, id),
     };
@@ -249,6 +259,11 @@ impl View<'_> {
         if self.connected() < 1 + quorum(left) {
             return Err(Error::Unhealthy);
         }
+        // A member without its vote yet is in the table and no part of the quorum that is left.
+        let voters = || self.raft_voters.iter().filter(|voter| **voter != id);
+        if voters().filter(|voter| self.is_connected(**voter)).count() < quorum(voters().count()) {
+            return Err(Error::Unhealthy);
+        }
         Ok(())
     }
 
@@ -284,9 +299,13 @@ impl View<'_> {
         started.filter(|row| Some(row.id) != except).count()
     }
 
+    fn is_connected(&self, id: u64) -> bool {
+        (self.connected_for)(id).is_some_and(|time| time >= HEALTH_INTERVAL)
+    }
+
     fn connected(&self) -> usize {
-        let for_long = |id| (self.connected_for)(id).is_some_and(|time| time >= HEALTH_INTERVAL);
-        self.voting().filter(|row| for_long(row.id)).count()
+        let connected = self.voting().filter(|row| self.is_connected(row.id));
+        connected.count()
     }
 }
 

@@ -41,6 +41,10 @@ pub(crate) async fn run(member: Arc<Member>) {
 }
 
 async fn look(member: &Member) {
+    // What follows from this look is for this term: another leader may have seen and decided other things.
+    let Some(term) = member.leading_term() else {
+        return;
+    };
     let cluster = &member.cluster;
     let builds = builds(member);
     let view = VersionView {
@@ -69,7 +73,7 @@ async fn look(member: &Member) {
     if bodies.is_empty() {
         return;
     }
-    match member.proposer.propose_all(bodies).await {
+    match member.proposer.propose_all_in_term(term, bodies).await {
         Ok(()) => {
             if let Some(version) = decided {
                 tracing::info!(version = %version, "the cluster version is set");

@@ -16,7 +16,7 @@ impl Applier {
         let mut txn = self.store.write(self.mark(extra));
         let outcome =
             check_put(self.store.lessor(), &txn, &request).and_then(|()| put(&mut txn, request));
-        txn.commit();
+        settle(txn, &outcome);
         self.metrics.mvcc.put.inc();
         outcome.map(Response::Put)
     }
@@ -24,7 +24,7 @@ impl Applier {
     pub(super) fn delete_range(&mut self, request: DeleteRangeRequest, extra: Vec<Op>) -> Outcome {
         let mut txn = self.store.write(self.mark(extra));
         let outcome = delete_range(&mut txn, request);
-        txn.commit();
+        settle(txn, &outcome);
         self.metrics.mvcc.delete.inc();
         outcome.map(Response::DeleteRange)
     }
@@ -32,6 +32,14 @@ impl Applier {
     pub(super) fn compaction(&mut self, request: CompactionRequest, extra: Vec<Op>) -> Outcome {
         let handle = self.store.compact(request.revision, self.mark(extra))?;
         Ok(Response::Compaction(handle))
+    }
+}
+
+/// Ends a transaction: with its effect and its mark, or, where the store is damaged, with neither, so that no half of it is
+/// seen and the entry counts as not applied.
+pub(super) fn settle<T>(txn: WriteTxn<'_>, outcome: &Result<T>) {
+    if !matches!(outcome, Err(Error::Storage(_))) {
+        txn.commit();
     }
 }
 

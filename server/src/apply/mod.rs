@@ -227,8 +227,13 @@ impl Applier {
                         results.push((command.request_id, outcome));
                     }
                 }
-                if skip >= count {
-                    self.record(complete, vec![]);
+                if count == 0 {
+                    self.record(complete, Vec::new());
+                } else {
+                    assert!(
+                        skip < count,
+                        "{skip} of {count} commands of an incomplete entry are done"
+                    );
                 }
             }
         }

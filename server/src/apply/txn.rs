@@ -21,6 +21,9 @@ use super::{Applier, Outcome, Response, header, kv};
 use crate::rpc::range_query;
 use crate::{Error, Result};
 
+/// Compactions that may overtake one read.
+const OVERTAKEN_MAX: usize = 8;
+
 impl Applier {
     pub(super) fn txn(&mut self, request: TxnRequest, extra: Vec<Op>) -> Outcome {
         let mut txn = self.store.write(self.mark(extra));
@@ -31,16 +34,25 @@ impl Applier {
             },
             request,
         );
-        txn.commit();
+        kv::settle(txn, &outcome);
         self.metrics.mvcc.txn.inc();
         outcome.map(Response::Txn)
     }
 }
 
 /// Answers a transaction that only reads, at one revision; no entry is needed.
+///
+/// Errors: [`Error::Compacted`] if compactions overtake it again and again.
 pub(crate) fn read_only(store: &Store, request: TxnRequest) -> Result<TxnResponse> {
-    let revision = store.revision();
-    execute(View::Read { store, revision }, request)
+    for _ in 0..OVERTAKEN_MAX {
+        let revision = store.revision();
+        let answer = execute(View::Read { store, revision }, request.clone());
+        // A compaction above the pinned revision makes every compare look as if it did not hold.
+        if store.compacted() <= revision {
+            return answer;
+        }
+    }
+    Err(Error::Compacted)
 }
 
 fn execute(mut view: View<'_, '_>, request: TxnRequest) -> Result<TxnResponse> {

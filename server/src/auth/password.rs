@@ -3,6 +3,7 @@
 //! A password is turned into a hash before anything is proposed, so it is in no log entry; and it is in no message, log
 //! line or error. One hash takes tens of milliseconds on purpose. Source: etcd 3.7, auth/store.go.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -24,8 +25,8 @@ pub(crate) struct Passwords {
     cost: u32,
     /// Longest wait for a thread.
     patience: Duration,
-    running: Semaphore,
-    admitted: Semaphore,
+    running: Arc<Semaphore>,
+    admitted: Arc<Semaphore>,
 }
 
 impl Passwords {
@@ -35,8 +36,8 @@ impl Passwords {
         Passwords {
             cost,
             patience,
-            running: Semaphore::new(cores.div_ceil(2)),
-            admitted: Semaphore::new(WAITING_MAX),
+            running: Arc::new(Semaphore::new(cores.div_ceil(2))),
+            admitted: Arc::new(Semaphore::new(WAITING_MAX)),
         }
     }
 
@@ -67,14 +68,17 @@ impl Passwords {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        let _admitted = self
-            .admitted
-            .try_acquire()
-            .map_err(|_| Error::TooManyRequests)?;
-        let running = timeout(self.patience, self.running.acquire()).await;
-        let _running = running
+        let admitted = self.admitted.clone().try_acquire_owned();
+        let admitted = admitted.map_err(|_| Error::TooManyRequests)?;
+        let running = timeout(self.patience, self.running.clone().acquire_owned()).await;
+        let running = running
             .map_err(|_| Error::Timeout)?
             .map_err(|_| Error::Stopped)?;
+        // The work goes on when the caller does not wait any longer, and counts until its end.
+        let work = move || {
+            let _permits = (admitted, running);
+            work()
+        };
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| Error::Stopped)

@@ -196,7 +196,25 @@ impl State {
             Body::AuthRoleDelete(request) => next.role_delete(&request.role)?,
             Body::AuthRoleGrantPermission(request) => next.role_grant(request)?,
             Body::AuthRoleRevokePermission(request) => next.role_revoke(request)?,
-            other => unreachable!("{} is no command of auth", other.name()),
+            Body::Put(_)
+            | Body::DeleteRange(_)
+            | Body::Txn(_)
+            | Body::Compaction(_)
+            | Body::LeaseGrant(_)
+            | Body::LeaseRevoke(_)
+            | Body::LeaseCheckpoint(_)
+            | Body::Alarm(_)
+            | Body::QuotaAlarm(_)
+            | Body::Authenticate(_)
+            | Body::MemberPublish(_)
+            | Body::MemberAdd(_)
+            | Body::MemberPromote(_)
+            | Body::MemberRemove(_)
+            | Body::MemberUpdate(_)
+            | Body::ClusterBegin(_)
+            | Body::ClusterForce(_)
+            | Body::ClusterVersionSet(_)
+            | Body::DowngradeSet(_) => unreachable!("{} is no command of auth", body.name()),
         };
         if !ops.is_empty() {
             next.revision += 1;

@@ -241,6 +241,11 @@ impl Cluster {
         self.state.write().expected.insert(member.id, member);
     }
 
+    /// Takes back [`Cluster::expect`]: the member does not come.
+    pub(crate) fn expect_no_more(&self, id: u64) {
+        self.state.write().expected.remove(&id);
+    }
+
     /// Where the member `id` can be reached: as applied, else as expected.
     pub(crate) fn peer_urls(&self, id: u64) -> Vec<String> {
         let state = self.state.read();

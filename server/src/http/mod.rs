@@ -68,7 +68,7 @@ pub struct RaftStatus {
     pub id: u64,
     /// The current term.
     pub term: u64,
-    /// Whom this member voted for in the term.
+    /// Whom this member follows in the term, as its vote.
     pub vote: u64,
     /// The last committed index.
     pub commit: u64,

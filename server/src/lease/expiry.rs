@@ -45,11 +45,14 @@ pub(crate) async fn run(member: Arc<Member>) {
             }
         }
         if let Some(term) = leading_term {
+            let due = async {
+                revoke_expired(&member, term).await;
+                checkpoint(&member, term).await;
+            };
             tokio::select! {
-                () = revoke_expired(&member, term) => {}
+                () = due => {}
                 () = member.stopping.cancelled() => return,
             }
-            checkpoint(&member, term).await;
         }
     }
 }

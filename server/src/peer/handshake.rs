@@ -37,6 +37,9 @@ const REFUSAL: &str = "kvd-refusal";
 /// The refusal that ends a process.
 const REMOVED: &str = "removed";
 
+/// Members that are known by the folder they first came with. The table has the folders of those who have published one.
+const SEEN_MAX: usize = 1024;
+
 /// This member's side of all handshakes.
 pub(crate) struct Handshake {
     identity: Identity,
@@ -157,6 +160,11 @@ impl Handshake {
         self.check_version(peer, headers)
     }
 
+    /// Whether `member` is one of this cluster, or expected to be.
+    pub(crate) fn knows(&self, member: u64) -> bool {
+        !self.cluster.peer_urls(member).is_empty()
+    }
+
     /// What the build of a member serves, as it last told.
     pub(crate) fn version_of(&self, member: u64) -> Option<Version> {
         self.seen.lock().get(&member)?.version
@@ -212,6 +220,10 @@ impl Handshake {
         let incarnation = id(headers, INCARNATION)?;
         let recorded = self.cluster.incarnation(member);
         let mut seen = self.seen.lock();
+        if recorded.is_none() && !seen.contains_key(&member) && seen.len() >= SEEN_MAX {
+            // More than a cluster ever had: these are no members, and need not be known again.
+            return Ok(());
+        }
         let seen = seen.entry(member).or_insert(Seen {
             incarnation: recorded.unwrap_or(incarnation),
             version: None,

@@ -66,9 +66,15 @@ impl PeerService {
         let id = id.map_err(|refusal| *refusal)?;
         let name = format!("{id:x}");
         let metrics = &self.parts.metrics.network;
+        // Whoever is no member yet, or never will be, has no series of its own.
+        let label = if self.parts.handshake.knows(id) {
+            &name
+        } else {
+            "unknown"
+        };
         Ok(Caller {
-            received: metrics.peer_received_bytes.with_label_values(&[&name]),
-            sent: metrics.peer_sent_bytes.with_label_values(&[&name]),
+            received: metrics.peer_received_bytes.with_label_values(&[label]),
+            sent: metrics.peer_sent_bytes.with_label_values(&[label]),
             name,
             id,
         })

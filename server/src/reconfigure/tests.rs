@@ -55,11 +55,27 @@ fn update(id: u64, url: String) -> Question {
 
 /// Checks `change` while the members `down` do not answer; 99 was removed.
 fn check(rows: &[Row], down: &[u64], change: Question) -> Result<()> {
+    let voters: Vec<u64> = rows
+        .iter()
+        .filter(|row| !row.is_learner)
+        .map(|row| row.id)
+        .collect();
+    check_with_voters(rows, &voters, down, change)
+}
+
+/// As [`check`], where only `raft_voters` have their vote already.
+fn check_with_voters(
+    rows: &[Row],
+    raft_voters: &[u64],
+    down: &[u64],
+    change: Question,
+) -> Result<()> {
     let view = View {
         rows,
         learners_max: 1,
         strict: true,
         is_removed: &|id| id == 99,
+        raft_voters,
         connected_for: &|id| (!down.contains(&id)).then_some(HEALTH_INTERVAL),
         is_behind: &|id| down.contains(&id),
     };
@@ -91,6 +107,27 @@ fn members_that_never_started_count_against_the_next() {
 }
 
 #[test]
+fn a_member_without_its_vote_yet_is_no_part_of_the_quorum_that_is_left() {
+    let rows = [voter(1), voter(2), voter(3), voter(4)];
+    // 4 has come in and is being caught up; 3 is down: without 2 only 1 of 1 and 3 would be left.
+    assert_eq!(
+        check_with_voters(&rows, &[1, 2, 3], &[3], remove(2)),
+        Err(Error::Unhealthy)
+    );
+    assert_eq!(check(&rows, &[3], remove(2)), Ok(()));
+    assert_eq!(check_with_voters(&rows, &[1, 2, 3], &[], remove(2)), Ok(()));
+    // The one that is down may always go, and so may the one without its vote.
+    assert_eq!(
+        check_with_voters(&rows, &[1, 2, 3], &[3], remove(3)),
+        Ok(())
+    );
+    assert_eq!(
+        check_with_voters(&rows, &[1, 2, 3], &[3], remove(4)),
+        Ok(())
+    );
+}
+
+#[test]
 fn a_member_that_only_just_answers_is_not_yet_connected() {
     let rows = [voter(1), voter(2)];
     let view = View {
@@ -98,6 +135,7 @@ fn a_member_that_only_just_answers_is_not_yet_connected() {
         learners_max: 1,
         strict: true,
         is_removed: &|_| false,
+        raft_voters: &[1, 2],
         connected_for: &|id| Some(Duration::from_secs(if id == 1 { 60 } else { 4 })),
         is_behind: &|_| false,
     };

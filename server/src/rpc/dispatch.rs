@@ -233,7 +233,8 @@ impl Dispatch {
             "etcdserverpb.Auth" => services.auth.clone().call(request),
             "v3lockpb.Lock" => services.lock.clone().call(request),
             "v3electionpb.Election" => services.election.clone().call(request),
-            _ => services.health.clone().call(request),
+            "grpc.health.v1.Health" => services.health.clone().call(request),
+            _ => unreachable!("{service} is in SERVICES"),
         };
         Box::pin(async move {
             let response = match timeout {

@@ -35,6 +35,8 @@ const FRAGMENT_OVERHEAD_BYTES: usize = 512 * 1024;
 const GATHER_BYTES_MAX: usize = 32 * 1024;
 /// Encoded events from this size on are handed on as they are instead of being copied behind their message's head.
 const SHARE_BYTES_MIN: usize = 16 * 1024;
+/// Most bytes of one message. Source: etcd v3.7, the limit of what its server sends.
+const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
 /// What an empty key of a watch stands for.
 const FIRST_KEY: &[u8] = b"\0";
 /// The gRPC prefix of a message: not compressed, and its length.
@@ -128,7 +130,7 @@ impl Responses {
                     return Some((Ok(Frame::data(messages)), Some(state)));
                 }
                 Ok(false) => {}
-                Err(error) => break Error::from(error).into(),
+                Err(status) => break status,
             }
             let failed = async {
                 match &mut state.failed {
@@ -140,7 +142,9 @@ impl Responses {
                 output = state.stream.next() => match output {
                     Ok(output) => {
                         let header = state.member.header(output.revision);
-                        state.append(&output, header);
+                        if let Err(status) = state.append(&output, header) {
+                            break status;
+                        }
                     }
                     Err(error) => break Error::from(error).into(),
                 },
@@ -158,22 +162,22 @@ impl Responses {
     }
 
     /// Takes what the stream has ready; whether there is anything to send.
-    fn gather(&mut self) -> kv_mvcc::Result<bool> {
+    fn gather(&mut self) -> Result<bool, Status> {
         let header = self.member.header(0);
         while self.shared.is_none() && self.gathered.len() < GATHER_BYTES_MAX {
             match self.stream.try_next() {
-                Ok(Some(output)) => self.append(&output, header),
+                Ok(Some(output)) => self.append(&output, header)?,
                 Ok(None) => break,
                 // It is said again when what came before is sent.
                 Err(_) if !self.gathered.is_empty() => break,
-                Err(error) => return Err(error),
+                Err(error) => return Err(Error::from(error).into()),
             }
         }
         Ok(!self.gathered.is_empty())
     }
 
-    /// Writes one message with its prefix.
-    fn append(&mut self, output: &WatchOutput, header: ResponseHeader) {
+    /// Writes one message with its prefix. One that gRPC cannot carry ends the stream: the client asks again, with fragments.
+    fn append(&mut self, output: &WatchOutput, header: ResponseHeader) -> Result<(), Status> {
         let events = output
             .events
             .as_ref()
@@ -188,10 +192,16 @@ impl Responses {
         }
         let in_place = self.gathered.len() - start - GRPC_PREFIX_BYTES;
         let message_len = in_place + if shared { events.len() } else { 0 };
-        // Far below 4 GiB: a revision holds at most a request's worth of events, a chunk of history less.
+        // One deletion of everything with the values before it can be that large.
+        if message_len > MESSAGE_BYTES_MAX {
+            return Err(Status::resource_exhausted(format!(
+                "trying to send message larger than max ({message_len} vs. {MESSAGE_BYTES_MAX})"
+            )));
+        }
         self.gathered[start + 1..start + GRPC_PREFIX_BYTES]
             .copy_from_slice(&(message_len as u32).to_be_bytes());
         self.shared = shared.then_some(events);
+        Ok(())
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! A serializable read may be old, but not older than a write that went through this proxy: a write drops what it touches,
 //! before it is sent and when it is answered, and an answer that was asked for before a write is not kept after it.
-//! Answers at a given revision never change; they go when the revision is compacted through this proxy.
+//! Answers at a given revision never change; they go when the revision is compacted through this proxy. A change of users or
+//! roles through this proxy drops everything, and what is kept for [`AGE_MAX`] is asked for again.
 //! Source: etcd 3.7, server/proxy/grpcproxy/cache.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kv_proto::etcdserverpb::{RangeRequest, RangeResponse};
@@ -21,6 +23,9 @@ use super::upstream::Caller;
 const ENTRIES_MAX: usize = 2048;
 /// A larger answer is not kept, so that all together stay below 256 MiB.
 const ANSWER_BYTES_MAX: usize = 128 * 1024;
+
+/// An older answer is asked for again: the caller's permissions may have been taken elsewhere.
+const AGE_MAX: Duration = Duration::from_secs(10);
 
 /// Answers by question.
 pub(super) struct Cache {
@@ -50,6 +55,7 @@ struct Entry {
     key: Bytes,
     range_end: Bytes,
     revision: i64,
+    since: Instant,
     used: u64,
 }
 
@@ -74,7 +80,8 @@ impl Cache {
     pub(super) fn get(&self, caller: &Caller, request: &RangeRequest) -> Option<RangeResponse> {
         let question = Question::new(caller, request);
         let kept = &mut *self.kept.lock();
-        let Some(entry) = kept.entries.get_mut(&question) else {
+        let entry = kept.entries.get_mut(&question);
+        let Some(entry) = entry.filter(|entry| entry.since.elapsed() < AGE_MAX) else {
             self.metrics.cache_misses.inc();
             return None;
         };
@@ -108,6 +115,7 @@ impl Cache {
             key: request.key.clone(),
             range_end: request.range_end.clone(),
             revision: request.revision,
+            since: Instant::now(),
             used: kept.clock,
         };
         kept.used.insert(entry.used, question.clone());
@@ -134,6 +142,11 @@ impl Cache {
     /// Drops what any write may change.
     pub(super) fn invalidate_all(&self) {
         self.drop_if(|entry| entry.revision <= 0);
+    }
+
+    /// Drops everything: what callers may read has changed.
+    pub(super) fn clear(&self) {
+        self.drop_if(|_| true);
     }
 
     /// Drops what is older than `revision`.

@@ -69,6 +69,7 @@ struct Services {
     lease: LeaseServer<LeaseProxy>,
     cluster: ClusterServer<ClusterProxy>,
     upstream: Upstream,
+    cache: Arc<Cache>,
     pages: Arc<Pages>,
     /// Of the listener for pages alone.
     pages_only: bool,
@@ -100,11 +101,12 @@ impl GrpcProxy {
             watch: serve!(WatchServer, WatchProxy::new(watches)),
             lease: serve!(
                 LeaseServer,
-                LeaseProxy::new(upstream.clone(), namespace, cache)
+                LeaseProxy::new(upstream.clone(), namespace, cache.clone())
             ),
             cluster: serve!(ClusterServer, ClusterProxy::new(upstream.clone(), &options)),
             pages: Arc::new(Pages::new(upstream.clone(), metrics)),
             upstream: upstream.clone(),
+            cache,
             pages_only: false,
         };
         let listener = bind(&options.listen_addr).await?;
@@ -200,6 +202,16 @@ impl hyper::service::Service<Request<Incoming>> for Services {
             "etcdserverpb.Watch" => self.watch.clone().call(request),
             "etcdserverpb.Lease" => self.lease.clone().call(request),
             "etcdserverpb.Cluster" => self.cluster.clone().call(request),
+            "etcdserverpb.Auth" => {
+                let (upstream, cache) = (self.upstream.clone(), self.cache.clone());
+                Box::pin(async move {
+                    cache.clear();
+                    let answer = upstream.pass(request).await;
+                    // What was answered meanwhile may be of the time before.
+                    cache.clear();
+                    Ok(answer)
+                })
+            }
             _ => {
                 let upstream = self.upstream.clone();
                 Box::pin(async move { Ok(upstream.pass(request).await) })
