@@ -28,8 +28,9 @@ const INDEX_KEYS_PER_REVISION: usize = 16;
 /// Revisions that one read scans before it answers what it has, so that a stream which asks for rare keys is not held up.
 const SCANNED_MAX: usize = 100_000;
 
-/// Revisions whose records are read at once: what a chunk has room for is seen after each such read.
-const READ_REVISIONS: usize = 32;
+/// Revisions whose records are read at once: what a chunk has room for is seen after each such read. Few in tests, so that
+/// they meet the seams.
+const READ_REVISIONS: usize = if cfg!(test) { 3 } else { 32 };
 
 /// One change that a watcher wants.
 struct Found {

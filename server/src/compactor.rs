@@ -37,10 +37,9 @@ pub(crate) async fn run(member: Arc<Member>, auto: AutoCompaction) {
         }
         if let Some(revision) = plan.tick(member.store.revision())
             && member.is_leader()
+            && compact(&member, revision).await
         {
-            if compact(&member, revision).await {
-                plan.done(revision);
-            }
+            plan.done(revision);
         }
     }
 }

@@ -175,7 +175,8 @@ fn judge(own_id: u64, own: &HashKv, peers: &[PeerHash]) -> Verdict {
             Verdict::Incomplete
         };
     }
-    let quorum = (peers.len() + 1) / 2 + 1;
+    let members = peers.len() + 1;
+    let quorum = members / 2 + 1;
     let majority = groups.iter().find(|(_, members)| members.len() >= quorum);
     let Some(majority) = majority.map(|(hash, _)| *hash) else {
         return Verdict::Corrupt(vec![0]);

@@ -14,7 +14,7 @@ use super::*;
 use crate::backend::{MemoryDisk, Options};
 use crate::range::{RangeAnswer, RangeQuery, SortOrder, SortTarget};
 use crate::revision::{Change, Revision};
-use crate::watch::{HistoryRequest, RangeSet};
+use crate::watch::{History, HistoryChunk, HistoryRequest, RangeSet};
 use crate::write_txn::Prev;
 use crate::{CompactionStep, HashKv};
 
@@ -520,14 +520,31 @@ fn check_everything(store: &Arc<Store>, model: &Model) {
         want_prev: true,
     };
     let expected = model.events(&ranges, from, model.current());
-    for events in [
-        store.events_by_key(&request),
-        store.events_by_revision(&request),
-    ] {
-        let chunk = events.unwrap();
-        assert_eq!(chunk.through, model.current());
-        let flat: Vec<_> = chunk
-            .revisions
+    type Read = fn(&Store, &HistoryRequest) -> Result<HistoryChunk>;
+    let reads: [Read; 3] = [
+        Store::events_by_key,
+        Store::events_by_revision,
+        |store, request| store.events(request),
+    ];
+    // At once, and in the smallest chunks there are.
+    for (read, bytes_max) in reads
+        .into_iter()
+        .flat_map(|read| [(read, u64::MAX), (read, 0)])
+    {
+        let mut revisions = Vec::new();
+        let mut from = request.from;
+        while from <= model.current() {
+            let part = HistoryRequest {
+                from,
+                bytes_max,
+                ..request.clone()
+            };
+            let chunk = read(store, &part).unwrap();
+            assert!((from..=model.current()).contains(&chunk.through));
+            revisions.extend(chunk.revisions);
+            from = chunk.through + 1;
+        }
+        let flat: Vec<_> = revisions
             .iter()
             .flat_map(|revision| {
                 revision

@@ -201,6 +201,7 @@ fn changes(ops: &[RequestOp]) -> Result<Changes> {
 mod tests {
     use super::*;
     use kv_proto::etcdserverpb::Compare;
+    use proptest::prelude::*;
 
     fn put_op(key: &'static str) -> RequestOp {
         op(Request::RequestPut(PutRequest {
@@ -309,5 +310,74 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(range(&sorted), Err(Error::InvalidSortOption));
+    }
+    /// The rule as it reads, with every put compared to every delete.
+    fn changes_one_by_one(ops: &[RequestOp]) -> Result<(HashSet<Bytes>, Vec<(Bytes, Bytes)>)> {
+        let (mut puts, mut deletes) = (HashSet::<Bytes>::new(), Vec::<(Bytes, Bytes)>::new());
+        let add = |key: &Bytes, puts: &mut HashSet<Bytes>, deletes: &[(Bytes, Bytes)]| {
+            let is_deleted = deletes.iter().any(|(start, end)| match end.is_empty() {
+                true => key == start,
+                false => start <= key && key < end,
+            });
+            if is_deleted || !puts.insert(key.clone()) {
+                return Err(Error::DuplicateKey);
+            }
+            Ok(())
+        };
+        for op in ops {
+            if let Some(Request::RequestDeleteRange(r)) = &op.request {
+                deletes.push((r.key.clone(), r.range_end.clone()));
+            }
+        }
+        for op in ops {
+            if let Some(Request::RequestTxn(txn)) = &op.request {
+                let success = changes_one_by_one(&txn.success)?;
+                let failure = changes_one_by_one(&txn.failure)?;
+                for key in &success.0 {
+                    add(key, &mut puts, &deletes)?;
+                }
+                for key in failure.0.difference(&success.0) {
+                    add(key, &mut puts, &deletes)?;
+                }
+                deletes.extend(success.1);
+                deletes.extend(failure.1);
+            }
+        }
+        for op in ops {
+            if let Some(Request::RequestPut(r)) = &op.request {
+                add(&r.key, &mut puts, &deletes)?;
+            }
+        }
+        Ok((puts, deletes))
+    }
+
+    fn any_op() -> impl Strategy<Value = RequestOp> {
+        let key = || prop_oneof!["[a-h]", "[a-h]{2}"];
+        let end = prop_oneof![Just(String::new()), Just("\0".to_owned()), "[a-i]"];
+        let leaf = prop_oneof![
+            key().prop_map(|key| op(Request::RequestPut(PutRequest {
+                key: key.into(),
+                ..Default::default()
+            }))),
+            (key(), end).prop_map(|(key, end)| op(Request::RequestDeleteRange(
+                DeleteRangeRequest {
+                    key: key.into(),
+                    range_end: end.into(),
+                    ..Default::default()
+                }
+            ))),
+        ];
+        leaf.prop_recursive(4, 24, 4, |inner| {
+            let ops = || proptest::collection::vec(inner.clone(), 0..4);
+            (ops(), ops()).prop_map(|(success, failure)| nested(success, failure))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn intervals_find_what_a_look_at_each_delete_finds(ops in proptest::collection::vec(any_op(), 0..6)) {
+            let found = changes(&ops).map(|changes| changes.puts);
+            prop_assert_eq!(found, changes_one_by_one(&ops).map(|(puts, _)| puts));
+        }
     }
 }
