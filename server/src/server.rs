@@ -5,8 +5,9 @@
 //! lease expiry, raft with its apply worker, connections of members, store with a last checkpoint, log.
 //!
 //! Long-lived state and its owner: the log has its writer thread, the store's files their engine thread, physical
-//! compaction its thread, raft core and apply one runtime, connections between members another, connections of clients
-//! the RPC threads, leases the expiry task here, the reserve and the NOSPACE alarm of a full disk the disk-space task.
+//! compaction its thread, raft core, apply and connections between members one runtime, snapshots on their way to other
+//! members another, connections of clients the RPC threads, leases the expiry task here, the reserve and the NOSPACE alarm of
+//! a full disk the disk-space task.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,7 +33,7 @@ use crate::http::Listener as PageListener;
 use crate::listener::{self, Http2Settings, Listener, RpcThreads};
 use crate::member::{self, Member};
 use crate::metrics::Metrics;
-use crate::peer::{Connector, Handshake, PeerDispatch, PeerService, Transport};
+use crate::peer::{Connector, Handshake, PeerDispatch, PeerService, Runtimes, Transport};
 use crate::propose::Proposer;
 use crate::rpc::{Dispatch, Offers};
 use crate::tls::{TlsAcceptor, TlsConnector};
@@ -67,7 +68,7 @@ pub struct Server {
     member: Arc<Member>,
     wal: Wal,
     raft_runtime: BackgroundRuntime,
-    peer_runtime: BackgroundRuntime,
+    snapshot_runtime: BackgroundRuntime,
     threads: Arc<RpcThreads>,
     accepting: Vec<tokio::task::JoinHandle<()>>,
     lease_expiry: tokio::task::JoinHandle<()>,
@@ -180,7 +181,7 @@ impl Server {
             removed.clone(),
         );
         let raft_runtime = BackgroundRuntime::start("raft")?;
-        let peer_runtime = BackgroundRuntime::start("peer")?;
+        let snapshot_runtime = BackgroundRuntime::start("snapshot")?;
         let handshake = Arc::new(Handshake::new(identity, cluster.clone(), {
             let removed = removed.clone();
             move || removed.cancel()
@@ -191,7 +192,10 @@ impl Server {
             cluster.clone(),
             connector,
             metrics.clone(),
-            peer_runtime.handle.clone(),
+            Runtimes {
+                raft: raft_runtime.handle.clone(),
+                snapshots: snapshot_runtime.handle.clone(),
+            },
             config.election_timeout,
         ));
         transport.start_probing();
@@ -264,7 +268,7 @@ impl Server {
         let mut accepting: Vec<_> = peers_bound
             .into_iter()
             .map(|bound| {
-                let (dispatch, runtime) = (peer_dispatch.clone(), peer_runtime.handle.clone());
+                let (dispatch, runtime) = (peer_dispatch.clone(), raft_runtime.handle.clone());
                 let stop = stop_listening.clone();
                 tokio::spawn(accept_peers(bound, dispatch, runtime, stop))
             })
@@ -333,7 +337,7 @@ impl Server {
             member,
             wal,
             raft_runtime,
-            peer_runtime,
+            snapshot_runtime,
             threads,
             accepting,
             lease_expiry,
@@ -362,7 +366,7 @@ impl Server {
             member,
             wal,
             raft_runtime,
-            peer_runtime,
+            snapshot_runtime,
             threads,
             accepting,
             lease_expiry,
@@ -391,7 +395,7 @@ impl Server {
             .shutdown()
             .await
             .context("raft did not stop cleanly")?;
-        drop(peer_runtime);
+        drop((snapshot_runtime, raft_runtime));
         let store = member.store.clone();
         let closed = tokio::task::spawn_blocking(move || {
             store.close();
@@ -399,7 +403,6 @@ impl Server {
         });
         closed.await?.context("the last checkpoint failed")?;
         wal.close()?;
-        drop(raft_runtime);
         tracing::info!("stopped");
         Ok(())
     }

@@ -19,4 +19,4 @@ pub(crate) use dispatch::PeerDispatch;
 pub(crate) use fetch::{RemoteCluster, fetch_cluster, fetch_hash_kv};
 pub(crate) use handshake::Handshake;
 pub(crate) use service::PeerService;
-pub(crate) use transport::Transport;
+pub(crate) use transport::{Runtimes, Transport};

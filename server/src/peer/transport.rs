@@ -62,11 +62,19 @@ struct Parts {
     metrics: Arc<Metrics>,
     member_id: u64,
     local: String,
-    /// Connections live here, whoever asks for them.
-    runtime: Handle,
+    runtimes: Runtimes,
     election_timeout: Duration,
     /// Tells the snapshots of this process from those that an earlier one sent.
     process: u64,
+}
+
+/// Where connections live, whoever asks for them.
+#[derive(Clone)]
+pub(crate) struct Runtimes {
+    /// Raft's own: a message that stays on its thread wakes no other.
+    pub(crate) raft: Handle,
+    /// For what would hold raft up.
+    pub(crate) snapshots: Handle,
 }
 
 /// One other member.
@@ -89,14 +97,14 @@ struct Activity {
 }
 
 impl Transport {
-    /// `runtime` carries all connections.
+    /// A transport without connections; they are made when they are first used.
     pub(crate) fn new(
         member_id: u64,
         handshake: Arc<Handshake>,
         cluster: Arc<Cluster>,
         connector: Arc<Connector>,
         metrics: Arc<Metrics>,
-        runtime: Handle,
+        runtimes: Runtimes,
         election_timeout: Duration,
     ) -> Transport {
         Transport {
@@ -107,7 +115,7 @@ impl Transport {
                 metrics,
                 member_id,
                 local: format!("{member_id:x}"),
-                runtime,
+                runtimes,
                 election_timeout,
                 process: process_number(),
             }),
@@ -138,7 +146,7 @@ impl Transport {
     pub(crate) fn start_probing(self: &Arc<Self>) {
         let transport = Arc::downgrade(self);
         let parts = self.parts.clone();
-        self.parts.runtime.spawn(async move {
+        self.parts.runtimes.raft.spawn(async move {
             let mut ticks = tokio::time::interval(PROBE_INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -322,18 +330,18 @@ impl Parts {
         Peer {
             id,
             name,
-            replication: self.client(id),
-            heartbeat: self.client(id),
-            snapshot: self.client(id),
+            replication: self.client(id, &self.runtimes.raft),
+            heartbeat: self.client(id, &self.runtimes.raft),
+            snapshot: self.client(id, &self.runtimes.snapshots),
             active: Mutex::default(),
         }
     }
 
     /// A client that connects when it is first used.
-    fn client(self: &Arc<Self>, id: u64) -> PeerClient<Channel> {
+    fn client(self: &Arc<Self>, id: u64, runtime: &Handle) -> PeerClient<Channel> {
         // Never resolved: the connector looks up where the member is.
         let endpoint = Endpoint::from_static("http://member")
-            .executor(On(self.runtime.clone()))
+            .executor(On(runtime.clone()))
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(self.election_timeout / 2)
@@ -350,7 +358,7 @@ impl Parts {
             }
         });
         // The buffer of the channel is a task of its own.
-        let _in_runtime = self.runtime.enter();
+        let _in_runtime = runtime.enter();
         PeerClient::new(endpoint.connect_with_connector_lazy(connector))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
