@@ -10,6 +10,7 @@ pub mod linearizability;
 pub mod link;
 pub mod mesh;
 pub mod process;
+pub mod skip;
 pub mod torture;
 
 pub use process::{Kvd, KvdOptions, kvd_binary};
