@@ -1,6 +1,7 @@
 //! Runs real members for tests: processes on loopback addresses with folders of their own, under faults and with
 //! histories that are checked.
 
+pub mod authority;
 pub mod cluster;
 pub mod dns;
 pub mod events;
