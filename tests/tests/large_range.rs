@@ -15,7 +15,7 @@ const KEYS: usize = 12_000;
 const VALUE_BYTES: usize = 4096;
 const CLIENTS: usize = 40;
 /// One answer has 50 MB; forty at once would take 2 GB, and without pieces 4.
-const PEAK_MAX: u64 = 900 << 20;
+const PEAK_MAX: u64 = 600 << 20;
 
 async fn fill(cluster: &Cluster) -> Result<()> {
     let mut kv = KvClient::new(cluster.channel(0).await?);

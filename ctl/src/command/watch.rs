@@ -49,13 +49,13 @@ pub(crate) struct WatchArgs {
     /// Watch on a prefix
     #[arg(long)]
     prefix: bool,
-    /// Revision to start watching
+    /// Begin with the changes of this revision; 0 means with the next change
     #[arg(long, default_value = "0", value_parser = parse_flag_int)]
     rev: i64,
-    /// Get the previous key-value pair before the event happens
+    /// Print what the key was before, too
     #[arg(long)]
     prev_kv: bool,
-    /// Get periodic watch progress notification from server
+    /// Have the server say from time to time that nothing happened up to a revision
     #[arg(long)]
     progress_notify: bool,
 }
