@@ -11,7 +11,7 @@ use tonic::{
 
 use crate::{
     Tls,
-    endpoints::Endpoints,
+    endpoints::{Endpoints, is_expired},
     error::{Error, Result},
     retry::{self, Repeat},
 };
@@ -213,10 +213,19 @@ impl Client {
             if let Some(timeout) = timeout {
                 attempt.set_timeout(timeout);
             }
-            let error = match send(channel, attempt).await {
+            let status = match send(channel, attempt).await {
                 Ok(response) => return Ok(response.into_inner()),
-                Err(status) => Error::from_status(name, &status),
+                Err(status) => status,
             };
+            // The connection keeps the request's own limit, and may be the first of us to see that it is over.
+            if let Some(timeout) = timeout.filter(|_| is_expired(&status)) {
+                return Err(Error::Timeout {
+                    endpoints: self.endpoints().names(),
+                    timeout,
+                    last: last.take(),
+                });
+            }
+            let error = Error::from_status(name, &status);
             if error.wants_new_token() && !token_renewed && self.renew_token().await? {
                 token_renewed = true;
                 continue;

@@ -304,6 +304,18 @@ pub(crate) fn connect_failure(status: &tonic::Status) -> Option<String> {
     None
 }
 
+/// Whether the status says that the request's limit was over before there was an answer.
+pub(crate) fn is_expired(status: &tonic::Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<tonic::TimeoutExpired>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

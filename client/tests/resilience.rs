@@ -280,6 +280,23 @@ async fn a_call_ends_within_its_timeout_and_names_what_was_tried() {
     );
 }
 
+/// The connection counts the request's limit, too, and in its own words.
+#[tokio::test]
+async fn a_member_that_accepts_and_never_answers_is_a_timeout() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    let mut config = Config::new(vec![endpoint.clone()]);
+    config.request_timeout = Some(Duration::from_millis(300));
+    let client = Client::connect(config).await.unwrap();
+    for _ in 0..5 {
+        let error = client.status().await.unwrap_err();
+        let Error::Timeout { endpoints, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(endpoints, endpoint);
+    }
+}
+
 #[tokio::test]
 async fn an_expired_token_is_renewed_once() {
     let expired = || Status::unauthenticated("etcdserver: invalid auth token");

@@ -73,7 +73,7 @@ pub(crate) struct Global {
     /// Print what the flags and variables amount to
     #[arg(long, global = true, hide = true)]
     pub(crate) debug: bool,
-    /// Set the output format (fields, json, protobuf, simple, table)
+    /// The form of what is printed: simple, fields, json, protobuf or table
     #[arg(
         long,
         short = 'w',
@@ -82,15 +82,15 @@ pub(crate) struct Global {
         default_value = "simple"
     )]
     pub(crate) write_out: String,
-    /// Print byte strings as hex encoded strings
+    /// Show keys and values byte by byte, in hexadecimal
     #[arg(long, global = true, hide = true)]
     pub(crate) hex: bool,
     /// The limit of one connection attempt
     #[arg(long, global = true, hide = true, default_value = "2s", value_parser = number::parse_duration)]
     pub(crate) dial_timeout: Duration,
-    /// The limit of a command that is expected to be short
-    #[arg(long, global = true, hide = true, default_value = "5s", value_parser = number::parse_duration)]
-    pub(crate) command_timeout: Duration,
+    /// The limit of a command that is expected to be short, 5s if none is given; snapshot save has one only if it is given
+    #[arg(long, global = true, hide = true, value_parser = number::parse_duration)]
+    pub(crate) command_timeout: Option<Duration>,
     /// The time between pings on a connection
     #[arg(long, global = true, hide = true, default_value = "2s", value_parser = number::parse_duration)]
     pub(crate) keepalive_time: Duration,
@@ -176,43 +176,43 @@ fn path() -> impl TypedValueParser<Value = PathBuf> {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Gets the key or a range of keys
+    /// Reads a key, a range, or the keys with a prefix
     Get(GetArgs),
-    /// Puts the given key into the store
+    /// Writes a key and its value
     Put(PutArgs),
-    /// Removes the specified key or range of keys [key, range_end)
+    /// Deletes a key, a range, or the keys with a prefix
     Del(DelArgs),
-    /// Processes all the requests of standard input in one transaction
+    /// Compares and then writes or reads, as standard input says, in one transaction
     Txn(TxnArgs),
-    /// Compacts the event history
+    /// Drops the revisions of keys before a given one
     Compaction(CompactionArgs),
-    /// Watches events on keys or prefixes
+    /// Prints changes of keys as they happen
     Watch(WatchArgs),
-    /// Lease related commands
+    /// Grants, renews, shows and revokes leases
     #[command(subcommand)]
     Lease(LeaseCommand),
-    /// Membership related commands
+    /// Lists, adds, promotes and removes members
     #[command(subcommand)]
     Member(MemberCommand),
-    /// Transfers leadership to another member
+    /// Makes another member the leader
     MoveLeader(MoveLeaderArgs),
-    /// Endpoint related commands
+    /// Asks each endpoint by itself: its health, status or hash
     Endpoint(EndpointArgs),
-    /// Alarm related commands
+    /// Lists and clears alarms
     #[command(subcommand)]
     Alarm(AlarmCommand),
-    /// Defragments the storage of the members at the given endpoints
+    /// Gives free space of the members' stores back to their disks
     Defrag(DefragArgs),
-    /// Downgrade related commands
+    /// Prepares the members for an older release
     #[command(subcommand)]
     Downgrade(DowngradeCommand),
-    /// Enable or disable authentication
+    /// Switches the checks of users and roles on and off
     #[command(subcommand)]
     Auth(AuthCommand),
-    /// User related commands
+    /// Makes, shows and changes users
     #[command(subcommand)]
     User(UserCommand),
-    /// Role related commands
+    /// Makes, shows and changes roles
     #[command(subcommand)]
     Role(RoleCommand),
     /// Saves, examines and restores backups
@@ -221,7 +221,7 @@ pub(crate) enum Command {
     /// Makes the certificates of a cluster
     #[command(subcommand)]
     Cert(CertCommand),
-    /// Prints the version
+    /// Prints the versions of kvctl and its API
     Version(VersionArgs),
     /// Prints a completion script for a shell
     Completion(CompletionArgs),

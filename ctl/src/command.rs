@@ -28,7 +28,7 @@ use kv_proto::key_range::{OPEN_END, prefix_end};
 
 use crate::{
     cli::{self, Cli, Command},
-    exit::{Exit, Failure, Result},
+    exit::{self, Exit, Failure, Result},
     session::{Session, write_out},
 };
 
@@ -44,7 +44,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
     }
     let session = Session::new(cli.global).await?;
     if session.global().debug {
-        eprintln!("{:#?}", session.global().redacted());
+        exit::tell(format_args!("{:#?}", session.global().redacted()));
     }
     match cli.command {
         Command::Get(args) => get::run(&session, args).await,

@@ -2,7 +2,11 @@
 //!
 //! Source: etcdctl 3.7, exit codes.
 
-use std::{fmt, io, process::ExitCode};
+use std::{
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+};
 
 /// The result of everything a command does.
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
@@ -119,13 +123,18 @@ pub(crate) fn brief(error: &kv_client::Error) -> String {
     }
 }
 
+/// Writes a line to standard error. That nobody reads it any more changes nothing about what the command does.
+pub(crate) fn tell(words: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{words}");
+}
+
 /// Tells the failure, if any, and turns the result into the exit code.
 pub(crate) fn finish(result: Result<()>) -> ExitCode {
     let Err(failure) = result else {
         return ExitCode::SUCCESS;
     };
     if let Some(message) = failure.message {
-        eprintln!("Error: {message}");
+        tell(format_args!("Error: {message}"));
     }
     ExitCode::from(failure.exit.code())
 }

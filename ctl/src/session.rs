@@ -1,6 +1,7 @@
 //! What every command is given: its options, its printer, and clients made from them.
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use kv_client::srv::{Resolver, client_endpoints};
 use kv_client::{Client, Config, Credentials, Tls};
@@ -11,6 +12,9 @@ use crate::{
     exit::{self, Exit, Failure, Result},
     printer::{Answer, Form, Printed},
 };
+
+/// The limit of a command without `--command-timeout`, of etcdctl.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The options of one run.
 #[derive(Clone, Debug)]
@@ -78,7 +82,7 @@ impl Session {
         };
         Ok(Config {
             connect_timeout: global.dial_timeout,
-            request_timeout: Some(global.command_timeout),
+            request_timeout: Some(global.command_timeout.unwrap_or(COMMAND_TIMEOUT)),
             keep_alive_interval: global.keepalive_time,
             keep_alive_timeout: global.keepalive_timeout,
             request_bytes_max: at_most(global.max_request_bytes, defaults.request_bytes_max),
@@ -136,7 +140,8 @@ impl Session {
     pub(crate) fn print(&self, answer: &Answer<'_>) -> Result<()> {
         let printed = self.form.print(answer, self.global.hex)?;
         let Printed { out, err } = printed;
-        io::stderr().write_all(&err)?;
+        // As in `exit::tell`.
+        let _ = io::stderr().write_all(&err);
         write_out(&out)
     }
 }
@@ -169,7 +174,7 @@ async fn connect(config: Config) -> Result<Client> {
 
 /// The endpoints that the SRV records of `--discovery-srv` name; those without TLS only if `--insecure-discovery` allows it.
 async fn discovered(global: &Global) -> Result<Vec<String>> {
-    let failed = |error: kv_client::Error| Failure::bad_args(exit::describe(&error));
+    let failed = |error: kv_client::Error| Failure::new(Exit::Error, exit::describe(&error));
     let resolver = Resolver::new(None).map_err(failed)?;
     let (domain, suffix) = (&global.discovery_srv, &global.discovery_srv_name);
     let mut found = client_endpoints(&resolver, domain, suffix)
@@ -179,9 +184,10 @@ async fn discovered(global: &Global) -> Result<Vec<String>> {
         found.retain(|endpoint| endpoint.starts_with("https://"));
     }
     if found.is_empty() {
-        return Err(Failure::bad_args(format!(
+        let message = format!(
             "the SRV records of {domain} name no endpoint with TLS; allow others with --insecure-discovery"
-        )));
+        );
+        return Err(Failure::new(Exit::Error, message));
     }
     Ok(found)
 }

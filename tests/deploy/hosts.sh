@@ -247,7 +247,7 @@ rolling_restart() {
 	) &
 	writer=$!
 	for host in n1 n2 n4; do
-		on_admin copy "$host"
+		on_admin copy-upgrade "$host"
 		on_host "$host" upgrade
 		on_admin healthy
 		try_for 60 more_rolled "$(rolled)" 10

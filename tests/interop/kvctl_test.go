@@ -710,3 +710,51 @@ func TestKvctlClosedPipeIsSuccess(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 }
+
+// A backup that cannot be fetched: where a limit is given both end with it; without one etcdctl waits for ever, kvctl does not.
+func TestKvctlSnapshotSaveThatFails(t *testing.T) {
+	srv := start(t, "etcd", filepath.Join("bin", "etcd"), nil)
+	kvctl, etcdctl := newClient(t, kvctlBin, srv), newClient(t, etcdctlBin, srv)
+	srv.Kill()
+	file := filepath.Join(t.TempDir(), "backup.db")
+	for _, args := range []string{"--command-timeout=1s snapshot save " + file, "snapshot save " + file} {
+		clients := []*client{kvctl}
+		if strings.HasPrefix(args, "--command-timeout") {
+			clients = append(clients, etcdctl)
+		}
+		for _, c := range clients {
+			r := c.run(step{args: args})
+			if r.code != 5 || !strings.Contains(r.stderr, "Error: context deadline exceeded") {
+				t.Errorf("%s %s: %+v", c.bin, args, r)
+			}
+			if left, _ := filepath.Glob(file + "*"); len(left) > 0 {
+				t.Errorf("%s %s left %v", c.bin, args, left)
+			}
+		}
+	}
+}
+
+// That nobody reads the words changes neither the results nor the exit code.
+func TestKvctlClosedStandardError(t *testing.T) {
+	srv := start(t, "etcd", filepath.Join("bin", "etcd"), nil)
+	kvctl := newClient(t, kvctlBin, srv)
+	for _, s := range []step{{args: "put a 1 --debug"}, {args: "put a --ignore-value --debug"}, {args: "get absent --consistency=x"}} {
+		want := kvctl.run(s)
+		ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
+		cmd := kvctl.command(ctx, s)
+		var stdout bytes.Buffer
+		cmd.Stdout = &stdout
+		reader, err := cmd.StderrPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := reader.Close(); err != nil {
+			t.Fatal(err)
+		}
+		code := exitCode(cmd.Run())
+		cancel()
+		if code != want.code || stdout.Len() != len(want.stdout) {
+			t.Errorf("%s: exit %d and %q, want %d and %q", s.args, code, stdout.String(), want.code, want.stdout)
+		}
+	}
+}

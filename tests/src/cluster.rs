@@ -8,16 +8,17 @@ use kv_proto::etcdserverpb::cluster_client::ClusterClient;
 use kv_proto::etcdserverpb::kv_client::KvClient;
 use kv_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use kv_proto::etcdserverpb::{
-    HashKvRequest, HashKvResponse, Member, MemberListRequest, PutRequest, RangeRequest,
-    StatusRequest, StatusResponse,
+    AlarmMember, AlarmRequest, HashKvRequest, HashKvResponse, Member, MemberListRequest,
+    PutRequest, RangeRequest, StatusRequest, StatusResponse,
 };
+use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::link::Link;
 use crate::mesh::Mesh;
-use crate::process::{Kvd, KvdOptions, free_port};
+use crate::process::{Kvd, KvdOptions, connect, free_port};
 
 /// How long anything that a test waits for may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -296,14 +297,10 @@ impl Cluster {
         self.running[n].as_ref().expect("the member runs").pid()
     }
 
-    /// Sends a signal to a member that runs, by its name without "SIG".
-    pub fn signal(&self, n: usize, name: &str) -> Result<()> {
-        let pid = self.pid(n).to_string();
-        let sent = std::process::Command::new("kill")
-            .args([&format!("-{name}"), &pid])
-            .status()?;
-        ensure!(sent.success(), "kill -{name} {pid} failed");
-        Ok(())
+    /// Sends a signal to a member that runs.
+    pub fn signal(&self, n: usize, signal: Signal) -> Result<()> {
+        let kvd = self.running[n].as_ref().context("the member runs")?;
+        Ok(kvd.signal(signal)?)
     }
 
     /// Numbers of the members that run.
@@ -315,10 +312,10 @@ impl Cluster {
             .collect()
     }
 
-    /// A connection to one member, once it accepts.
+    /// A connection to one member, once it answers.
     pub async fn channel(&self, n: usize) -> Result<Channel> {
         let endpoint = Endpoint::from_shared(self.client_url(n))?.timeout(REQUEST_LIMIT);
-        let connect = || async { Ok(endpoint.connect().await?) };
+        let connect = || connect(&endpoint);
         until(&format!("a connection to {}", self.places[n].name), connect).await
     }
 
@@ -362,14 +359,24 @@ impl Cluster {
 
     /// Answer of a page on the client port.
     pub async fn page(&self, n: usize, path: &str) -> Result<String> {
-        let mut stream =
-            TcpStream::connect((&*self.places[n].host, self.places[n].client_port)).await?;
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page).await?;
-        Ok(page)
+        let place = &self.places[n];
+        let ask = async {
+            let mut stream = TcpStream::connect((&*place.host, place.client_port)).await?;
+            let request =
+                format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut page = String::new();
+            stream.read_to_string(&mut page).await?;
+            Ok(page)
+        };
+        let asked = tokio::time::timeout(REQUEST_LIMIT, ask).await;
+        asked.with_context(|| format!("{path} of {} does not come", place.name))?
+    }
+
+    /// Asks one member about alarms, or to raise or disarm one; those that it names then.
+    pub async fn alarms(&self, n: usize, request: AlarmRequest) -> Result<Vec<AlarmMember>> {
+        let mut maintenance = MaintenanceClient::new(self.channel(n).await?);
+        Ok(maintenance.alarm(request).await?.into_inner().alarms)
     }
 
     /// The member list as one member shows it by itself.
@@ -439,14 +446,16 @@ impl Cluster {
     }
 }
 
-/// Tries until it succeeds; the error is that of the last attempt.
+/// Tries until it succeeds; the error is that of the last attempt, which may end [`REQUEST_LIMIT`] after the others.
 pub async fn until<T, F>(what: &str, attempt: impl Fn() -> F) -> Result<T>
 where
     F: Future<Output = Result<T>>,
 {
     let deadline = Instant::now() + LIMIT;
+    let end = tokio::time::Instant::from_std(deadline + REQUEST_LIMIT);
     loop {
-        match attempt().await {
+        let tried = tokio::time::timeout_at(end, attempt()).await;
+        match tried.context("the last attempt does not end").flatten() {
             Ok(value) => return Ok(value),
             Err(error) if Instant::now() > deadline => {
                 return Err(error.context(format!("waited for {what}")));

@@ -8,14 +8,18 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use kv_proto::etcdserverpb::RangeRequest;
 use kv_proto::etcdserverpb::kv_client::KvClient;
+use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::{Channel, Endpoint};
 
 /// What a member without others says about where it is; nobody calls it there.
 const ALONE_PEER_URL: &str = "http://127.0.0.1:2380";
-/// A member has this long to begin to serve.
+/// A member has this long to begin to serve, and to stop.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// One attempt to get an answer from a member.
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How a member is started.
 #[derive(Clone, Debug)]
@@ -125,13 +129,24 @@ impl Kvd {
 
     /// Asks the process to stop and waits for its exit status.
     pub fn terminate(&mut self) -> std::process::ExitStatus {
-        let pid = self.child.id().to_string();
-        let killed = Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .expect("kill can be run");
-        assert!(killed.success(), "kill -TERM {pid} failed");
-        self.child.wait().expect("the child can be waited for")
+        self.signal(Signal::TERM).expect("the child can be told");
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let status = self.child.try_wait().expect("the child can be waited for");
+            if let Some(status) = status {
+                return status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "kvd goes on {START_LIMIT:?} after it was asked to stop"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends a signal to the process, which must not have been seen to end.
+    pub fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
+        kill_process(Pid::from_child(&self.child), signal)
     }
 
     /// Starts the member again over the same folder and ports with other options.
@@ -159,18 +174,22 @@ impl Drop for Kvd {
     }
 }
 
-/// A connection on which a member has answered.
+/// A connection on which a member has answered, within [`PROBE_LIMIT`].
 ///
 /// That it is accepted says too little: the listener that [`free_port`] tries a port with lives on in a process that another
 /// thread is about to start, until that one's program is loaded.
-pub(crate) async fn connect(endpoint: &Endpoint) -> anyhow::Result<Channel> {
-    let channel = endpoint.connect().await?;
-    // Without a key: any answer will do.
-    let mut kv = KvClient::new(channel.clone());
-    match kv.range(RangeRequest::default()).await {
-        Err(status) if status.source().is_some() => Err(status.into()),
-        _ => Ok(channel),
-    }
+pub async fn connect(endpoint: &Endpoint) -> anyhow::Result<Channel> {
+    let probe = async {
+        let channel = endpoint.connect().await?;
+        // Without a key: any answer will do.
+        let mut kv = KvClient::new(channel.clone());
+        match kv.range(RangeRequest::default()).await {
+            Err(status) if status.source().is_some() => Err(status.into()),
+            _ => Ok(channel),
+        }
+    };
+    let probed = tokio::time::timeout(PROBE_LIMIT, probe).await;
+    probed.context("somebody accepts and does not answer")?
 }
 
 /// The binary to test: `KVD_BIN`, or the one built beside this test.

@@ -15,12 +15,10 @@ use kv_proto::etcdserverpb::{
     AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthUserAddRequest,
     AuthUserGrantRoleRequest, AuthenticateRequest, PutRequest, WatchCreateRequest, WatchRequest,
 };
+use kv_tests::authority::{Authority, loopback};
 use kv_tests::cluster::until;
-use kv_tests::process::{Kvd, KvdOptions, free_port};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    IsCa, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
-};
+use kv_tests::process::{Kvd, KvdOptions, connect, free_port};
+use rcgen::{CertificateRevocationListParams, RevokedCertParams, SerialNumber, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -33,117 +31,90 @@ use tonic::{Request, Status};
 
 const REVOKED: u64 = 666;
 
-/// An authority and the folder its certificates are written to.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    folder: PathBuf,
+/// An authority that has given a member its certificate.
+fn authority(folder: &Path) -> Authority {
+    let authority = Authority::new(folder, "authority");
+    issue(&authority, "server", 1);
+    authority
 }
 
-impl Authority {
-    fn new(folder: &Path) -> Authority {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "authority");
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let folder = folder.to_owned();
-        std::fs::write(folder.join("ca.crt"), issuer.pem()).unwrap();
-        let authority = Authority { issuer, folder };
-        authority.issue("server", 1);
-        authority
-    }
+/// Makes a certificate for loopback under `common_name`; files of that name.
+fn issue(authority: &Authority, common_name: &str, serial: u64) {
+    let mut params = loopback(common_name);
+    params.serial_number = Some(SerialNumber::from(serial));
+    authority.issue(common_name, params);
+}
 
-    /// Makes a certificate for loopback under `common_name`; files of that name.
-    fn issue(&self, common_name: &str, serial: u64) {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let mut params = CertificateParams::new(names).unwrap();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, common_name);
-        params.serial_number = Some(SerialNumber::from(serial));
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        std::fs::write(self.file(common_name, "crt"), certificate.pem()).unwrap();
-        std::fs::write(self.file(common_name, "key"), key.serialize_pem()).unwrap();
-    }
+fn revoke(authority: &Authority, serial: u64) -> PathBuf {
+    let revoked = RevokedCertParams {
+        serial_number: SerialNumber::from(serial),
+        revocation_time: date_time_ymd(2024, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let params = CertificateRevocationListParams {
+        this_update: date_time_ymd(2024, 1, 1),
+        next_update: date_time_ymd(2124, 1, 1),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![revoked],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let path = authority.file("revoked", "pem");
+    let list = params.signed_by(&authority.issuer).unwrap().pem().unwrap();
+    std::fs::write(&path, list).unwrap();
+    path
+}
 
-    fn revoke(&self, serial: u64) -> PathBuf {
-        let revoked = RevokedCertParams {
-            serial_number: SerialNumber::from(serial),
-            revocation_time: date_time_ymd(2024, 1, 1),
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let params = CertificateRevocationListParams {
-            this_update: date_time_ymd(2024, 1, 1),
-            next_update: date_time_ymd(2124, 1, 1),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: vec![revoked],
-            key_identifier_method: rcgen::KeyIdMethod::Sha256,
-        };
-        let path = self.folder.join("revoked.pem");
-        let list = params.signed_by(&self.issuer).unwrap().pem().unwrap();
-        std::fs::write(&path, list).unwrap();
-        path
-    }
+/// Flags of a member that verifies its clients.
+fn flags(authority: &Authority) -> Vec<String> {
+    let path = |name, extension| authority.file(name, extension).display().to_string();
+    vec![
+        "--client-cert-auth".into(),
+        format!("--cert-file={}", path("server", "crt")),
+        format!("--key-file={}", path("server", "key")),
+        format!("--trusted-ca-file={}", path("ca", "crt")),
+        "--bcrypt-cost=4".into(),
+    ]
+}
 
-    fn file(&self, name: &str, extension: &str) -> PathBuf {
-        self.folder.join(format!("{name}.{extension}"))
-    }
+async fn channel(authority: &Authority, port: u16, name: &str) -> Result<Channel> {
+    let identity = Identity::from_pem(authority.read(name, "crt"), authority.read(name, "key"));
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(authority.read("ca", "crt")))
+        .domain_name("localhost")
+        .identity(identity);
+    let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{port}"))?;
+    let endpoint = endpoint.tls_config(tls)?;
+    until("a connection", || connect(&endpoint)).await
+}
 
-    fn read(&self, name: &str, extension: &str) -> Vec<u8> {
-        std::fs::read(self.file(name, extension)).unwrap()
-    }
-
-    /// Flags of a member that verifies its clients.
-    fn flags(&self) -> Vec<String> {
-        let path = |name, extension| self.file(name, extension).display().to_string();
-        vec![
-            "--client-cert-auth".into(),
-            format!("--cert-file={}", path("server", "crt")),
-            format!("--key-file={}", path("server", "key")),
-            format!("--trusted-ca-file={}", path("ca", "crt")),
-            "--bcrypt-cost=4".into(),
-        ]
-    }
-
-    async fn channel(&self, port: u16, name: &str) -> Result<Channel> {
-        let identity = Identity::from_pem(self.read(name, "crt"), self.read(name, "key"));
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(self.read("ca", "crt")))
-            .domain_name("localhost")
-            .identity(identity);
-        let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{port}"))?;
-        let endpoint = endpoint.tls_config(tls)?;
-        until("a connection", || async { Ok(endpoint.connect().await?) }).await
-    }
-
-    /// Asks for `/health` over TLS with the certificate `name`; the status line.
-    async fn health(&self, port: u16, name: &str) -> Result<String> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(&self.read("ca", "crt"))?)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(
-                vec![CertificateDer::from_pem_slice(&self.read(name, "crt"))?],
-                PrivateKeyDer::from_pem_slice(&self.read(name, "key"))?,
-            )?;
-        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        let mut stream = connector
-            .connect(ServerName::try_from("localhost")?, stream)
-            .await?;
-        let request = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok(answer.lines().next().context("an answer comes")?.to_owned())
-    }
+/// Asks for `/health` over TLS with the certificate `name`; the status line.
+async fn health(authority: &Authority, port: u16, name: &str) -> Result<String> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(
+        &authority.read("ca", "crt"),
+    )?)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![CertificateDer::from_pem_slice(
+                &authority.read(name, "crt"),
+            )?],
+            PrivateKeyDer::from_pem_slice(&authority.read(name, "key"))?,
+        )?;
+    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let mut stream = connector
+        .connect(ServerName::try_from("localhost")?, stream)
+        .await?;
+    let request = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer.lines().next().context("an answer comes")?.to_owned())
 }
 
 fn start(folder: &Path, port: u16, flags: Vec<String>) -> Kvd {
@@ -173,13 +144,13 @@ fn message<T>(answer: Result<T, Status>) -> String {
 #[tokio::test]
 async fn a_certificate_names_its_user_unless_there_is_a_token_or_the_gateway_calls() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let authority = Authority::new(folder.path());
+    let authority = authority(folder.path());
     for (name, serial) in [("root", 2), ("alice", 3), ("stranger", 4)] {
-        authority.issue(name, serial);
+        issue(&authority, name, serial);
     }
     let port = free_port();
-    let _kvd = start(folder.path(), port, authority.flags());
-    let root = authority.channel(port, "root").await?;
+    let _kvd = start(folder.path(), port, flags(&authority));
+    let root = channel(&authority, port, "root").await?;
     let mut auth = AuthClient::new(root.clone());
     auth.user_add(AuthUserAddRequest {
         name: "root".into(),
@@ -216,7 +187,7 @@ async fn a_certificate_names_its_user_unless_there_is_a_token_or_the_gateway_cal
     }
     // A stream that was opened without auth has the name as well, once that counts.
     let (watches, requests) = mpsc::channel(2);
-    let watching = WatchClient::new(authority.channel(port, "alice").await?)
+    let watching = WatchClient::new(channel(&authority, port, "alice").await?)
         .watch(ReceiverStream::new(requests))
         .await?;
     auth.auth_enable(AuthEnableRequest {}).await?;
@@ -241,11 +212,11 @@ async fn a_certificate_names_its_user_unless_there_is_a_token_or_the_gateway_cal
     );
 
     KvClient::new(root.clone()).put(put("x")).await?;
-    let mut alice = KvClient::new(authority.channel(port, "alice").await?);
+    let mut alice = KvClient::new(channel(&authority, port, "alice").await?);
     alice.put(put("a")).await?;
     let denied = "etcdserver: permission denied";
     assert_eq!(message(alice.put(put("x")).await), denied);
-    let mut stranger = KvClient::new(authority.channel(port, "stranger").await?);
+    let mut stranger = KvClient::new(channel(&authority, port, "stranger").await?);
     assert_eq!(message(stranger.put(put("a")).await), denied);
 
     // The gateway's connection has the gateway's certificate.
@@ -277,7 +248,7 @@ async fn a_certificate_names_its_user_unless_there_is_a_token_or_the_gateway_cal
     assert_eq!(refused, "etcdserver: invalid auth token");
 
     // Probes are not asked who they are.
-    let health = authority.health(port, "stranger").await?;
+    let health = health(&authority, port, "stranger").await?;
     assert_eq!(health, "HTTP/1.1 200 OK");
     Ok(())
 }
@@ -286,23 +257,23 @@ async fn a_certificate_names_its_user_unless_there_is_a_token_or_the_gateway_cal
 #[tokio::test]
 async fn a_revoked_certificate_is_refused_on_every_listener() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let authority = Authority::new(folder.path());
-    authority.issue("good", 2);
-    authority.issue("revoked", REVOKED);
-    let list = authority.revoke(REVOKED);
+    let authority = authority(folder.path());
+    issue(&authority, "good", 2);
+    issue(&authority, "revoked", REVOKED);
+    let list = revoke(&authority, REVOKED);
     let (grpc, http, metrics) = (free_port(), free_port(), free_port());
-    let mut flags = authority.flags();
+    let mut flags = flags(&authority);
     flags.extend([
         format!("--client-crl-file={}", list.display()),
         format!("--listen-client-http-urls=https://127.0.0.1:{http}"),
         format!("--listen-metrics-urls=https://127.0.0.1:{metrics}"),
     ]);
     let _kvd = start(folder.path(), grpc, flags);
-    let mut good = KvClient::new(authority.channel(grpc, "good").await?);
+    let mut good = KvClient::new(channel(&authority, grpc, "good").await?);
     good.put(put("a")).await?;
     for port in [http, metrics] {
-        assert_eq!(authority.health(port, "good").await?, "HTTP/1.1 200 OK");
-        let refused = authority.health(port, "revoked").await;
+        assert_eq!(health(&authority, port, "good").await?, "HTTP/1.1 200 OK");
+        let refused = health(&authority, port, "revoked").await;
         assert!(refused.is_err(), "{refused:?} at port {port}");
     }
     // The refusal of a certificate comes after the client's side of the handshake, so only a call shows it.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use kv_tests::cluster::{Cluster, until};
+use rustix::process::Signal;
 
 #[tokio::test]
 async fn three_members_serve_on_each_and_survive_the_loss_of_the_leader() -> Result<()> {
@@ -111,10 +112,10 @@ async fn member_that_stood_still_follows_again() -> Result<()> {
     let cluster = Cluster::start(3, &[]);
     let leader = cluster.leader().await?;
     let follower = (leader + 1) % 3;
-    cluster.signal(follower, "STOP")?;
+    cluster.signal(follower, Signal::STOP)?;
 
     put_for(LONG_SILENCE, &cluster, leader).await?;
-    cluster.signal(follower, "CONT")?;
+    cluster.signal(follower, Signal::CONT)?;
 
     cluster.leader().await?;
     cluster.converged().await?;

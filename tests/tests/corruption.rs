@@ -11,7 +11,6 @@ use kv_mvcc::backend::{Backend, Keyspace, Op, Options};
 use kv_proto::etcdserverpb::alarm_request::AlarmAction;
 use kv_proto::etcdserverpb::kv_client::KvClient;
 use kv_proto::etcdserverpb::lease_client::LeaseClient;
-use kv_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use kv_proto::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest,
 };
@@ -66,14 +65,9 @@ async fn altered_cluster(flags: &[&str]) -> Result<(Cluster, usize, u64)> {
     Ok((cluster, wrong, id))
 }
 
-async fn alarms(cluster: &Cluster, n: usize, request: AlarmRequest) -> Result<Vec<AlarmMember>> {
-    let mut client = MaintenanceClient::new(cluster.channel(n).await?);
-    Ok(client.alarm(request).await?.into_inner().alarms)
-}
-
 async fn corrupt_alarm(cluster: &Cluster, n: usize) -> Result<AlarmMember> {
     until("the alarm", || async {
-        let raised = alarms(cluster, n, AlarmRequest::default()).await?;
+        let raised = cluster.alarms(n, AlarmRequest::default()).await?;
         ensure!(raised.len() == 1, "{raised:?}");
         Ok(raised[0])
     })
@@ -137,7 +131,7 @@ async fn compaction_finds_the_member_that_differs_and_writes_stop_until_it_is_di
         member_id: id,
         alarm: AlarmType::Corrupt as i32,
     };
-    alarms(&cluster, right, disarm).await?;
+    cluster.alarms(right, disarm).await?;
     cluster.put(right, "k", "1").await?;
     Ok(())
 }

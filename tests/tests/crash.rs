@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)] // All of this is tests.
 
 use kv_tests::Kvd;
+use kv_tests::skip::skipped;
 use kv_tests::torture::load::{Load, Profile};
 use kv_tests::torture::model::Model;
 use kv_tests::torture::operation::{Answer, Call, Operation, Write};
@@ -89,7 +90,7 @@ async fn power_cuts_are_noticed_where_fsync_does_nothing() {
 /// A traced run, or nothing where there is no `strace`.
 async fn record(engine: &str, seed: u64) -> Option<(tempfile::TempDir, Run)> {
     if !strace::is_available() {
-        println!("SKIPPED: strace is missing or may not trace; see tests/soak.sh");
+        skipped("strace is missing or may not trace; see tests/soak.sh");
         return None;
     }
     let work = tempfile::tempdir().unwrap();

@@ -5,20 +5,20 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use anyhow::Context;
 use kv_proto::etcdserverpb::kv_client::KvClient;
 use kv_proto::etcdserverpb::{PutRequest, RangeRequest};
-use kv_tests::process::{free_port, kvd_binary};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
-};
+use kv_tests::authority::Authority;
+use kv_tests::process::{self, free_port, kvd_binary};
+use rcgen::CertificateParams;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tokio::net::TcpStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 /// A member has this long to serve.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,7 +50,9 @@ async fn static_pod_starts_with_its_own_command_line_and_answers_its_probes() {
         let port = place.ports[&get["port"].as_u64().unwrap().to_string()];
         member.answers(port, get["path"].as_str().unwrap()).await;
     }
-    place.writes_and_reads("etc/kubernetes/pki/etcd").await;
+    place
+        .writes_and_reads(&mut member, "etc/kubernetes/pki/etcd")
+        .await;
 }
 
 #[tokio::test]
@@ -135,8 +137,7 @@ async fn starts_from(file: &str) {
     if file.contains(":2381") {
         member.answers(place.ports["2381"], "/readyz").await;
     }
-    member.listens(place.ports["2379"]).await;
-    place.writes_and_reads("etc/etcd/pki").await;
+    place.writes_and_reads(&mut member, "etc/etcd/pki").await;
 }
 
 fn mounts(container: &serde_json::Value) -> impl Iterator<Item = &str> {
@@ -179,29 +180,15 @@ impl Place {
     /// Makes an authority and a certificate for each name.
     fn certificates(&self, folder: &str, names: &[&str]) {
         std::fs::create_dir_all(self.root.path().join("var/lib")).unwrap();
-        std::fs::create_dir_all(self.root.path().join(folder)).unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        std::fs::write(self.path(folder, "ca.crt"), issuer.pem()).unwrap();
+        let authority = Authority::new(&self.root.path().join(folder), "authority");
         for name in names {
             let hosts = vec!["127.0.0.1".to_owned(), HOST.to_owned()];
-            let mut params = CertificateParams::new(hosts).unwrap();
-            params.extended_key_usages = vec![
-                ExtendedKeyUsagePurpose::ServerAuth,
-                ExtendedKeyUsagePurpose::ClientAuth,
-            ];
-            let key = KeyPair::generate().unwrap();
-            let certificate = params.signed_by(&key, &issuer).unwrap();
-            let file = |extension| self.path(folder, &format!("{name}.{extension}"));
-            std::fs::write(file("crt"), certificate.pem()).unwrap();
-            std::fs::write(file("key"), key.serialize_pem()).unwrap();
+            authority.issue(name, CertificateParams::new(hosts).unwrap());
         }
     }
 
     /// Writes at one of the member's addresses and reads at the other, with a certificate; without one nothing is read.
-    async fn writes_and_reads(&self, certificates: &str) {
+    async fn writes_and_reads(&self, member: &mut Member, certificates: &str) {
         let read = |file| std::fs::read(self.path(certificates, file)).unwrap();
         let trusting = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("ca.crt")));
         let known = trusting
@@ -216,14 +203,14 @@ impl Place {
             ..Default::default()
         };
 
-        let mut host = KvClient::new(at(HOST, known.clone()).connect().await.unwrap());
+        let mut host = KvClient::new(member.serves(at(HOST, known.clone())).await);
         let put = PutRequest {
             key: "a".into(),
             value: "1".into(),
             ..Default::default()
         };
         host.put(put).await.unwrap();
-        let mut loopback = KvClient::new(at("127.0.0.1", known).connect().await.unwrap());
+        let mut loopback = KvClient::new(member.serves(at("127.0.0.1", known)).await);
         let found = loopback.range(key.clone()).await.unwrap().into_inner();
         assert_eq!(found.kvs[0].value, b"1"[..]);
 
@@ -244,7 +231,7 @@ impl Member {
     /// Waits until the page is answered with 200.
     async fn answers(&mut self, port: u16, path: &str) {
         self.until(|| async {
-            let mut stream = connect(port).await?;
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
             let request =
                 format!("GET {path} HTTP/1.1\r\nHost: member\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
@@ -256,18 +243,29 @@ impl Member {
         .await;
     }
 
-    /// Waits until somebody listens on the port.
-    async fn listens(&mut self, port: u16) {
-        self.until(|| async { connect(port).await.map(drop) }).await;
+    /// Waits until the member answers there.
+    async fn serves(&mut self, endpoint: Endpoint) -> Channel {
+        self.until(|| process::connect(&endpoint)).await
     }
 
-    async fn until<F: Future<Output = anyhow::Result<()>>>(&mut self, check: impl Fn() -> F) {
-        let deadline = Instant::now() + PATIENCE;
-        while let Err(error) = check().await {
+    async fn until<T, F>(&mut self, check: impl Fn() -> F) -> T
+    where
+        F: Future<Output = anyhow::Result<T>>,
+    {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let checked = tokio::time::timeout_at(deadline, check()).await;
+            let error = match checked.context("an attempt does not end").flatten() {
+                Ok(value) => return value,
+                Err(error) => error,
+            };
             if let Some(status) = self.0.try_wait().unwrap() {
                 panic!("kvd ended with {status}");
             }
-            assert!(Instant::now() < deadline, "not in time: {error:#}");
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "not in time: {error:#}"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -279,9 +277,4 @@ impl Drop for Member {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-async fn connect(port: u16) -> anyhow::Result<tokio::net::TcpStream> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    Ok(tokio::net::TcpStream::connect(address).await?)
 }

@@ -2,70 +2,31 @@
 
 #![allow(clippy::unwrap_used)] // All of this is tests.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
+use kv_tests::authority::{Authority, loopback};
 use kv_tests::cluster::{Cluster, until};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose,
-};
 
-/// An authority and the folder its certificates are written to.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    folder: PathBuf,
+/// An authority in a folder of its own name.
+fn authority(folder: &Path, name: &str) -> Authority {
+    Authority::new(&folder.join(name), name)
 }
 
-impl Authority {
-    fn new(folder: &Path, name: &str) -> Authority {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, name);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let folder = folder.join(name);
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("ca.crt"), issuer.pem()).unwrap();
-        Authority { issuer, folder }
-    }
-
-    /// Makes a certificate for loopback under `common_name`, as `<file>.crt` and `<file>.key`.
-    fn issue(&self, file: &str, common_name: &str) {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let mut params = CertificateParams::new(names).unwrap();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, common_name);
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        std::fs::write(self.file(file, "crt"), certificate.pem()).unwrap();
-        std::fs::write(self.file(file, "key"), key.serialize_pem()).unwrap();
-    }
-
-    fn file(&self, file: &str, extension: &str) -> PathBuf {
-        self.folder.join(format!("{file}.{extension}"))
-    }
-
-    /// Flags of a member that presents `file` and trusts this authority.
-    fn flags(&self, file: &str) -> Vec<String> {
-        let path = |file, extension| self.file(file, extension).display().to_string();
-        let pairs = [
-            ("--peer-cert-file", path(file, "crt")),
-            ("--peer-key-file", path(file, "key")),
-            ("--peer-trusted-ca-file", path("ca", "crt")),
-        ];
-        let mut flags: Vec<String> = pairs
-            .into_iter()
-            .flat_map(|(flag, path)| [flag.to_owned(), path])
-            .collect();
-        flags.push("--peer-client-cert-auth".into());
-        flags
-    }
+/// Flags of a member that presents `file` and trusts this authority.
+fn peer_flags(authority: &Authority, file: &str) -> Vec<String> {
+    let path = |file, extension| authority.file(file, extension).display().to_string();
+    let pairs = [
+        ("--peer-cert-file", path(file, "crt")),
+        ("--peer-key-file", path(file, "key")),
+        ("--peer-trusted-ca-file", path("ca", "crt")),
+    ];
+    let mut flags: Vec<String> = pairs
+        .into_iter()
+        .flat_map(|(flag, path)| [flag.to_owned(), path])
+        .collect();
+    flags.push("--peer-client-cert-auth".into());
+    flags
 }
 
 fn texts(flags: &[String]) -> Vec<&str> {
@@ -75,16 +36,16 @@ fn texts(flags: &[String]) -> Vec<&str> {
 #[tokio::test]
 async fn members_with_certificates_of_one_authority_form_a_cluster() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let authority = Authority::new(folder.path(), "ours");
-    authority.issue("peer", "member");
-    let mut flags = authority.flags("peer");
+    let authority = authority(folder.path(), "ours");
+    authority.issue("peer", loopback("member"));
+    let mut flags = peer_flags(&authority, "peer");
     flags.extend(["--peer-cert-allowed-cn".into(), "member".into()]);
     let mut cluster = Cluster::start_tls(3, &texts(&flags));
     let leader = cluster.leader().await?;
     cluster.put(0, "a", "1").await?;
 
     // New files hold for new connections, without a restart of the members that stay.
-    authority.issue("peer", "member");
+    authority.issue("peer", loopback("member"));
     cluster.kill(leader);
     cluster.start_member(leader);
 
@@ -108,20 +69,20 @@ async fn members_make_certificates_for_themselves() -> Result<()> {
 #[tokio::test]
 async fn member_with_a_foreign_certificate_is_left_out() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let ours = Authority::new(folder.path(), "ours");
-    ours.issue("peer", "member");
-    ours.issue("other", "somebody");
-    let mut flags = ours.flags("peer");
+    let ours = authority(folder.path(), "ours");
+    ours.issue("peer", loopback("member"));
+    ours.issue("other", loopback("somebody"));
+    let mut flags = peer_flags(&ours, "peer");
     flags.extend(["--peer-cert-allowed-cn".into(), "member".into()]);
-    let foreign = Authority::new(folder.path(), "foreign");
-    foreign.issue("peer", "member");
+    let foreign = authority(folder.path(), "foreign");
+    foreign.issue("peer", loopback("member"));
     let mut cluster = Cluster::start_tls(0, &[]);
     for _ in 0..2 {
         cluster.add_place(&texts(&flags));
     }
     // One is not signed by the authority, one does not have the name.
-    cluster.add_place(&texts(&foreign.flags("peer")));
-    cluster.add_place(&texts(&ours.flags("other")));
+    cluster.add_place(&texts(&peer_flags(&foreign, "peer")));
+    cluster.add_place(&texts(&peer_flags(&ours, "other")));
     for n in 0..4 {
         cluster.start_member(n);
     }

@@ -39,13 +39,8 @@ async fn fill(cluster: &Cluster, n: usize) -> Result<()> {
     anyhow::bail!("20 MB fit into a quota of 4 MB")
 }
 
-async fn alarms(cluster: &Cluster, n: usize, request: AlarmRequest) -> Result<Vec<AlarmMember>> {
-    let mut maintenance = MaintenanceClient::new(cluster.channel(n).await?);
-    Ok(maintenance.alarm(request).await?.into_inner().alarms)
-}
-
 async fn raised(cluster: &Cluster, n: usize) -> Result<Vec<AlarmMember>> {
-    alarms(cluster, n, AlarmRequest::default()).await
+    cluster.alarms(n, AlarmRequest::default()).await
 }
 
 async fn delete_and_compact(cluster: &Cluster, n: usize) -> Result<()> {
@@ -121,7 +116,8 @@ async fn alarm_that_an_operator_raised_stays_and_so_does_every_one_by_etcds_rule
     };
     // One of its own and one of a member that never was; the quota's own comes and goes meanwhile.
     for member in [id, 5] {
-        alarms(&by_itself, 0, change(AlarmAction::Activate, member)).await?;
+        let raise = change(AlarmAction::Activate, member);
+        by_itself.alarms(0, raise).await?;
     }
     let by_etcds_rule = Cluster::start(1, &[QUOTA, "--quota-auto-disarm=false"]);
     fill(&by_etcds_rule, 0).await?;
@@ -141,12 +137,8 @@ async fn alarm_that_an_operator_raised_stays_and_so_does_every_one_by_etcds_rule
     assert_eq!(left.len(), 1);
     let refused = put(&by_etcds_rule, 0, "small", 1).await.unwrap_err();
     assert_eq!(refused.message(), NO_SPACE);
-    alarms(
-        &by_etcds_rule,
-        0,
-        change(AlarmAction::Deactivate, left[0].member_id),
-    )
-    .await?;
+    let disarm = change(AlarmAction::Deactivate, left[0].member_id);
+    by_etcds_rule.alarms(0, disarm).await?;
     put(&by_etcds_rule, 0, "small", 1).await?;
     Ok(())
 }

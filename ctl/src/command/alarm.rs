@@ -15,9 +15,9 @@ use crate::{
 /// The subcommands of `alarm`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum AlarmCommand {
-    /// Lists all alarms
+    /// Which members raised which alarms
     List(NoArgs),
-    /// Disarms all alarms
+    /// Clears all alarms; what raised one raises it again if it goes on
     Disarm(NoArgs),
 }
 

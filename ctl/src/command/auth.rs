@@ -23,7 +23,7 @@ pub(crate) enum AuthCommand {
     Enable(NoArgs),
     /// Disables authentication
     Disable(NoArgs),
-    /// Returns authentication status
+    /// Whether users and roles are checked, and the revision of what they may
     Status(NoArgs),
 }
 

@@ -13,7 +13,7 @@ use crate::{
 /// Flags of `defrag`.
 #[derive(Args, Debug)]
 pub(crate) struct DefragArgs {
-    /// Use all endpoints from the cluster member list
+    /// Ask every member of the cluster, at the client URLs it advertises
     #[arg(long)]
     cluster: bool,
     #[arg(hide = true)]
@@ -35,7 +35,9 @@ pub(crate) async fn run(session: &Session, args: DefragArgs) -> Result<()> {
             Err(error) => {
                 failed = true;
                 let cause = exit::describe(&error);
-                eprintln!("Failed to defragment etcd member[{endpoint}]. took {took}. ({cause})");
+                exit::tell(format_args!(
+                    "Failed to defragment etcd member[{endpoint}]. took {took}. ({cause})"
+                ));
             }
         }
     }

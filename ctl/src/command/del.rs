@@ -8,7 +8,7 @@ use kv_proto::etcdserverpb::DeleteRangeRequest;
 
 use super::{into_bytes, widen};
 use crate::{
-    exit::{Failure, Result},
+    exit::{self, Failure, Result},
     printer::Answer,
     quote::quote,
     session::Session,
@@ -23,16 +23,16 @@ pub(crate) struct DelArgs {
     /// The key, or the range [key, range_end)
     #[arg(value_name = "KEY [RANGE_END]")]
     keys: Vec<OsString>,
-    /// Delete keys with matching prefix
+    /// Delete all keys that begin with KEY
     #[arg(long)]
     prefix: bool,
-    /// Return deleted key-value pairs
+    /// Print what was deleted
     #[arg(long)]
     prev_kv: bool,
-    /// Delete keys that are greater than or equal to the given key using byte compare
+    /// Delete KEY and all keys after it, in the order of their bytes
     #[arg(long)]
     from_key: bool,
-    /// Delete a range of keys without the pause of 2 seconds
+    /// The range is meant: delete it without the pause of 2 seconds
     #[arg(long)]
     range: bool,
 }
@@ -80,7 +80,7 @@ impl DelArgs {
 /// Warns and waits, if there is something to warn of.
 pub(crate) async fn pause(warning: Option<String>) {
     if let Some(warning) = warning {
-        eprintln!("{warning}");
+        exit::tell(format_args!("{warning}"));
         tokio::time::sleep(SECOND_THOUGHTS).await;
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 /// Flags of `endpoint`.
 #[derive(Args, Debug)]
 pub(crate) struct EndpointArgs {
-    /// Use all endpoints from the cluster member list
+    /// Ask every member of the cluster, at the client URLs it advertises
     #[arg(long, global = true)]
     cluster: bool,
     #[command(subcommand)]
@@ -24,11 +24,11 @@ pub(crate) struct EndpointArgs {
 /// The subcommands of `endpoint`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum EndpointCommand {
-    /// Checks the healthiness of endpoints
+    /// Reads a key and the alarms through each endpoint, and says whether that worked
     Health(Ignored),
-    /// Prints out the status of endpoints
+    /// Version, sizes, leader and log position of each endpoint
     Status(Ignored),
-    /// Prints the hash of the key-value history of endpoints
+    /// Hash of the keys and their revisions at each endpoint, to compare members
     Hashkv(HashKvArgs),
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Ignored {
 /// Flags of `endpoint hashkv`.
 #[derive(Args, Debug)]
 pub(crate) struct HashKvArgs {
-    /// Maximum revision to hash (default: latest revision)
+    /// Hash what was there at this revision; 0 means now
     #[arg(long, default_value = "0", value_parser = number::parse_flag_int)]
     rev: i64,
     #[arg(hide = true)]
@@ -131,7 +131,7 @@ async fn check(session: &Session, endpoint: String) -> Health {
     let error = match read {
         Err(error) if !error.is_permission_denied() => {
             if matches!(error, kv_client::Error::Timeout { .. }) {
-                eprintln!("{endpoint}: {}", exit::describe(&error));
+                exit::tell(format_args!("{endpoint}: {}", exit::describe(&error)));
             }
             exit::brief(&error)
         }
@@ -173,10 +173,10 @@ async fn status(session: &Session, endpoints: Vec<String>) -> Result<()> {
             Ok(status) => answers.push((endpoint, status)),
             Err(error) => {
                 failed = true;
-                eprintln!(
+                exit::tell(format_args!(
                     "Failed to get the status of endpoint {endpoint} ({})",
                     exit::describe(&error)
-                );
+                ));
             }
         }
     }
@@ -194,10 +194,10 @@ async fn hash_kv(session: &Session, endpoints: Vec<String>, revision: i64) -> Re
         match session.client_of(&endpoint).await?.hash_kv(revision).await {
             Ok(hash) => answers.push((endpoint, hash)),
             Err(error) => {
-                eprintln!(
+                exit::tell(format_args!(
                     "Failed to get the hash of endpoint {endpoint} ({})",
                     exit::describe(&error)
-                );
+                ));
                 last = Some(error);
             }
         }

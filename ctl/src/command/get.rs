@@ -22,49 +22,49 @@ pub(crate) struct GetArgs {
     /// The key, or the range [key, range_end)
     #[arg(value_name = "KEY [RANGE_END]")]
     keys: Vec<OsString>,
-    /// Linearizable(l) or Serializable(s)
+    /// l (linearizable): all that is acknowledged, by a quorum; s (serializable): what the member knows, without the others
     #[arg(long, default_value = "l")]
     consistency: String,
-    /// Order of results; ASCEND or DESCEND (ASCEND by default)
+    /// ASCEND or DESCEND; ascending if not given
     #[arg(long, default_value = "")]
     order: String,
-    /// Sort target; CREATE, KEY, MODIFY, VALUE, or VERSION
+    /// What the order is of: KEY, VERSION, CREATE, MODIFY or VALUE; the keys if not given
     #[arg(long, default_value = "")]
     sort_by: String,
-    /// Maximum number of results
+    /// At most so many keys; 0 means all
     #[arg(long, default_value = "0", value_parser = parse_flag_int)]
     pub(crate) limit: i64,
-    /// Get keys with matching prefix
+    /// Read all keys that begin with KEY
     #[arg(long)]
     pub(crate) prefix: bool,
-    /// Get keys that are greater than or equal to the given key using byte compare
+    /// Read KEY and all keys after it, in the order of their bytes
     #[arg(long)]
     pub(crate) from_key: bool,
-    /// Read at this revision
+    /// Read what was there at this revision; 0 means now
     #[arg(long, default_value = "0", value_parser = parse_flag_int)]
     pub(crate) rev: i64,
-    /// Get only the keys
+    /// Leave the values out
     #[arg(long)]
     keys_only: bool,
-    /// Get only the count; needs --write-out=fields
+    /// Count the keys only; needs --write-out=fields
     #[arg(long)]
     count_only: bool,
-    /// Only write values when using the "simple" output format
+    /// Print values without their keys; needs --write-out=simple
     #[arg(long)]
     print_value_only: bool,
-    /// Minimum create revision
+    /// Leave out keys that were created before this revision
     #[arg(long, default_value = "0", value_parser = parse_flag_int)]
     min_create_rev: i64,
-    /// Maximum create revision
+    /// Leave out keys that were created after this revision
     #[arg(long, default_value = "0", value_parser = parse_flag_int)]
     max_create_rev: i64,
-    /// Minimum modification revision
+    /// Leave out keys that were last written before this revision
     #[arg(long, default_value = "0", value_parser = parse_flag_int)]
     min_mod_rev: i64,
-    /// Maximum modification revision
+    /// Leave out keys that were last written after this revision
     #[arg(long, default_value = "0", value_parser = parse_flag_int)]
     max_mod_rev: i64,
-    /// Use the RangeStream RPC
+    /// Get the answer in pieces (RangeStream), so that it may be of any size
     #[arg(long)]
     stream: bool,
 }

@@ -13,15 +13,15 @@ use crate::{
 /// The subcommands of `lease`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum LeaseCommand {
-    /// Creates leases
+    /// Makes a lease of a number of seconds
     Grant(GrantArgs),
-    /// Revokes leases
+    /// Ends a lease, which deletes its keys
     Revoke(RevokeArgs),
-    /// Get lease information
+    /// How long a lease was granted for and has left
     Timetolive(TimeToLiveArgs),
-    /// List all active leases
+    /// Ids of all leases
     List(ListArgs),
-    /// Keeps leases alive (renew)
+    /// Renews a lease until it is interrupted
     KeepAlive(KeepAliveArgs),
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct RevokeArgs {
 pub(crate) struct TimeToLiveArgs {
     /// Hexadecimal
     lease_id: Vec<String>,
-    /// Get keys attached to this lease
+    /// Print the lease's keys, too
     #[arg(long)]
     keys: bool,
 }

@@ -15,22 +15,22 @@ use crate::{
 /// The subcommands of `member`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum MemberCommand {
-    /// Lists all members in the cluster
+    /// Ids, names and URLs of all members
     List(ListArgs),
-    /// Adds a member into the cluster
+    /// Tells the cluster of a new member, which starts after that
     Add(AddArgs),
-    /// Removes a member from the cluster
+    /// Takes a member out of the cluster for ever
     Remove(IdArgs),
-    /// Updates the peer URLs of a member
+    /// Gives a member other peer URLs
     Update(UpdateArgs),
-    /// Promotes a learner to a voting member
+    /// Lets a learner that has caught up vote
     Promote(IdArgs),
 }
 
 /// Flags of `member list`.
 #[derive(Args, Debug)]
 pub(crate) struct ListArgs {
-    /// Linearizable(l) or Serializable(s)
+    /// l (linearizable): as a quorum knows it; s (serializable): as the member knows it
     #[arg(long, default_value = "l")]
     consistency: String,
     #[arg(hide = true)]

@@ -28,16 +28,16 @@ pub(crate) struct PutArgs {
     /// The key and its value
     #[arg(value_name = "KEY [VALUE]")]
     words: Vec<OsString>,
-    /// Lease ID (in hexadecimal) to attach to the key
+    /// The lease that the key ends with, in hexadecimal; 0 means none
     #[arg(long, default_value = "0")]
     lease: String,
-    /// Return the previous key-value pair before modification
+    /// Print what the key was before
     #[arg(long)]
     prev_kv: bool,
-    /// Updates the key using its current value
+    /// Keep the value as it is: for a new lease
     #[arg(long)]
     ignore_value: bool,
-    /// Updates the key using its current lease
+    /// Keep the lease as it is
     #[arg(long)]
     ignore_lease: bool,
 }

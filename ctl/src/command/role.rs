@@ -22,17 +22,17 @@ use crate::{
 /// The subcommands of `role`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RoleCommand {
-    /// Adds a new role
+    /// Makes a role without permissions
     Add(Names),
-    /// Deletes a role
+    /// Takes a role away, from its users as well
     Delete(Names),
-    /// Gets detailed information of a role
+    /// The permissions of a role
     Get(Names),
-    /// Lists all roles
+    /// Names of all roles
     List(Names),
-    /// Grants a key to a role
+    /// Lets a role read or write a key or a range
     GrantPermission(PermissionArgs),
-    /// Revokes a key from a role
+    /// Takes the permission for a key or a range back
     RevokePermission(PermissionArgs),
 }
 

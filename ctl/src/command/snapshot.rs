@@ -13,7 +13,7 @@ use kv_server::restore::{RestoreOptions, restore};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    exit::{Exit, Failure, Result},
+    exit::{self, Exit, Failure, Result},
     printer::Answer,
     session::{Session, write_out},
 };
@@ -21,7 +21,7 @@ use crate::{
 /// The subcommands of `snapshot`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SnapshotCommand {
-    /// Stores a backup of a member in a given file
+    /// Writes a backup of one member to a file
     Save(FileArgs),
     /// Says what a backup contains, and checks it
     Status(FileArgs),
@@ -43,31 +43,31 @@ pub(crate) struct RestoreArgs {
     /// The backup: saved by etcdctl or kvctl, from etcd or kvd
     #[arg(value_name = "filename")]
     files: Vec<PathBuf>,
-    /// Path to the output data directory
+    /// The data folder to make; <name>.etcd if not given
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// Path to the log's directory (below --data-dir if none is given)
+    /// The folder of the log; below --data-dir if not given
     #[arg(long)]
     wal_dir: Option<PathBuf>,
-    /// Initial cluster configuration for restore bootstrap
+    /// All members of the new cluster, name=peer-URL separated by commas
     #[arg(long, default_value = "default=http://localhost:2380")]
     initial_cluster: String,
-    /// Initial cluster token for restore bootstrap
+    /// The new cluster's token, so that its ids are not the old one's
     #[arg(long, default_value = "etcd-cluster")]
     initial_cluster_token: String,
-    /// List of this member's peer URLs to advertise to the rest of the cluster
+    /// Peer URLs of this member, as in --initial-cluster, separated by commas
     #[arg(long, default_value = "http://localhost:2380")]
     initial_advertise_peer_urls: String,
-    /// Human-readable name for this member
+    /// This member's name in --initial-cluster
     #[arg(long, default_value = "default")]
     name: String,
-    /// Ignore the hash at the end of the backup (required if copied from a data directory)
+    /// Take a file without a hash at its end: a copy of etcd's own member/snap/db
     #[arg(long)]
     skip_hash_check: bool,
-    /// How much to increase the latest revision after restore
+    /// Raise the revision by so much, so that clients see none twice; needs --mark-compacted
     #[arg(long, default_value = "0")]
     bump_revision: u64,
-    /// Mark the latest revision after restore as compacted (required if --bump-revision > 0, disallowed otherwise)
+    /// Compact all before the raised revision, so that watches begin anew; only with --bump-revision
     #[arg(long)]
     mark_compacted: bool,
     /// The storage engine of the new member: redb or sled
@@ -107,17 +107,54 @@ async fn save(session: &Session, path: &Path) -> Result<()> {
             ),
         ));
     }
-    let client = session.patient_client().await?;
-    let mut messages = client.snapshot().await?;
     let part = with_suffix(path, ".part");
-    let mut file = create(&part)?;
+    let saved = match session.global().command_timeout {
+        None => fetch(session, &part, path).await,
+        Some(limit) => tokio::time::timeout(limit, fetch(session, &part, path))
+            .await
+            .unwrap_or_else(|_| {
+                let what = format!(
+                    "context deadline exceeded: the backup did not arrive within {limit:?}; raise --command-timeout or leave it out"
+                );
+                Err(Failure::new(Exit::Interrupted, what))
+            }),
+    };
+    let version = saved.map_err(|failure| {
+        // It may not have been made.
+        let _ = fs::remove_file(&part);
+        match failure.exit {
+            Exit::BadArgs => failure,
+            // etcdctl's exit code for whatever happens while it saves.
+            _ => Failure {
+                exit: Exit::Interrupted,
+                ..failure
+            },
+        }
+    })?;
+    let mut words = format!("Snapshot saved at {}\n", path.display());
+    if !version.is_empty() {
+        words += &format!("Server version {version}\n");
+    }
+    write_out(words.as_bytes())
+}
+
+/// Fetches a backup to `path`, by way of `part`; returns the version of the member it is of.
+async fn fetch(session: &Session, part: &Path, path: &Path) -> Result<String> {
+    // The backup may take as long as it takes, but an endpoint where nobody answers is found out soon.
+    use kv_client::Error;
+    let asked = session.client().await?.status().await;
+    if let Err(error @ (Error::Timeout { .. } | Error::Unreachable { .. })) = asked {
+        return Err(error.into());
+    }
+    let mut messages = session.patient_client().await?.snapshot().await?;
+    let mut file = create(part)?;
     let mut sum = Sha256::new();
     // The last message is the sum of those before it.
     let mut last = Vec::new();
     let mut version = String::new();
     while let Some(message) = messages.next().await? {
         file.write_all(&message.blob)
-            .map_err(|error| io_failed("write", &part, &error))?;
+            .map_err(|error| io_failed("write", part, &error))?;
         sum.update(&last);
         last = message.blob.to_vec();
         version = message.version;
@@ -127,13 +164,9 @@ async fn save(session: &Session, path: &Path) -> Result<()> {
         return Err(Failure::new(Exit::Interrupted, what));
     }
     file.sync_all()
-        .map_err(|error| io_failed("sync", &part, &error))?;
-    fs::rename(&part, path).map_err(|error| io_failed("rename", &part, &error))?;
-    let mut words = format!("Snapshot saved at {}\n", path.display());
-    if !version.is_empty() {
-        words += &format!("Server version {version}\n");
-    }
-    write_out(words.as_bytes())
+        .map_err(|error| io_failed("sync", part, &error))?;
+    fs::rename(part, path).map_err(|error| io_failed("rename", part, &error))?;
+    Ok(version)
 }
 
 async fn restore_folder(args: RestoreArgs) -> Result<()> {
@@ -164,13 +197,13 @@ async fn restore_folder(args: RestoreArgs) -> Result<()> {
     let restored = restore(&options)
         .await
         .map_err(|error| Failure::new(Exit::Error, format!("{error:#}")))?;
-    eprintln!(
+    exit::tell(format_args!(
         "restored revision {} into {}: member {:x} of cluster {:x}",
         restored.revision,
         options.data_dir.display(),
         restored.member_id,
         restored.cluster_id
-    );
+    ));
     Ok(())
 }
 

@@ -19,19 +19,19 @@ use crate::{
 /// The subcommands of `user`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum UserCommand {
-    /// Adds a new user
+    /// Makes a user without roles
     Add(AddArgs),
-    /// Deletes a user
+    /// Takes a user away
     Delete(Names),
-    /// Gets detailed information of a user
+    /// The roles of a user
     Get(GetArgs),
-    /// Lists all users
+    /// Names of all users
     List(Names),
-    /// Changes password of user
+    /// Gives a user another password
     Passwd(PasswdArgs),
-    /// Grants a role to a user
+    /// Gives a user a role
     GrantRole(Names),
-    /// Revokes a role from a user
+    /// Takes a role from a user
     RevokeRole(Names),
 }
 

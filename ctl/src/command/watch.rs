@@ -49,13 +49,13 @@ pub(crate) struct WatchArgs {
     /// Watch on a prefix
     #[arg(long)]
     prefix: bool,
-    /// Revision to start watching
+    /// Begin with the changes of this revision; 0 means with the next change
     #[arg(long, default_value = "0", value_parser = parse_flag_int)]
     rev: i64,
-    /// Get the previous key-value pair before the event happens
+    /// Print what the key was before, too
     #[arg(long)]
     prev_kv: bool,
-    /// Get periodic watch progress notification from server
+    /// Have the server say from time to time that nothing happened up to a revision
     #[arg(long)]
     progress_notify: bool,
 }
@@ -189,9 +189,13 @@ async fn interactive(session: &Session, env: &FromEnv) -> Result<()> {
         };
         let words = words(&line).map_err(|e| Failure::new(Exit::InvalidInput, e))?;
         match words.first().map(Vec::as_slice) {
-            None => eprintln!("Invalid command: {line} (watch and progress supported)"),
+            None => exit::tell(format_args!(
+                "Invalid command: {line} (watch and progress supported)"
+            )),
             Some(b"watch") if words.len() < 2 && env.key.is_empty() => {
-                eprintln!("Invalid command {line} (command type or key is not provided)");
+                exit::tell(format_args!(
+                    "Invalid command {line} (command type or key is not provided)"
+                ));
             }
             Some(b"watch") => match start(session, &client, env, words) {
                 Ok((watch, requests)) => {
@@ -204,10 +208,10 @@ async fn interactive(session: &Session, env: &FromEnv) -> Result<()> {
                         .as_deref()
                         .is_some_and(|m| m.starts_with('`')) =>
                 {
-                    eprintln!(
+                    exit::tell(format_args!(
                         "Invalid command {line} ({})",
                         failure.message.unwrap_or_default()
-                    );
+                    ));
                 }
                 Err(failure) => return Err(failure),
             },
@@ -218,7 +222,7 @@ async fn interactive(session: &Session, env: &FromEnv) -> Result<()> {
                     let _ = watch.try_send(());
                 }
             }
-            Some(_) => eprintln!("Invalid command {line} (only support watch)"),
+            Some(_) => exit::tell(format_args!("Invalid command {line} (only support watch)")),
         }
     }
 }
@@ -264,7 +268,10 @@ async fn follow(
             Ok(Some(response)) => response,
             Ok(None) => return Ok(()),
             Err(error) => {
-                eprintln!("watch was canceled ({})", exit::describe(&error));
+                exit::tell(format_args!(
+                    "watch was canceled ({})",
+                    exit::describe(&error)
+                ));
                 let canceled = WatchResponse {
                     header: Some(ResponseHeader::default()),
                     canceled: true,
@@ -274,7 +281,10 @@ async fn follow(
             }
         };
         if response.canceled {
-            eprintln!("watch was canceled ({})", cancel_reason(&response));
+            exit::tell(format_args!(
+                "watch was canceled ({})",
+                cancel_reason(&response)
+            ));
         }
         if is_progress(&response) {
             let revision = response.header.as_ref().map_or(0, |h| h.revision);
@@ -338,7 +348,10 @@ async fn run_for_each_event(exec: &[OsString], response: &WatchResponse) -> Resu
             .iter()
             .map(|word| quote(word.as_encoded_bytes()))
             .collect();
-        eprintln!("command [{}] error ({failed})", words.join(" "));
+        exit::tell(format_args!(
+            "command [{}] error ({failed})",
+            words.join(" ")
+        ));
         return Err(Failure::silent(Exit::Error));
     }
     Ok(())

@@ -12,7 +12,7 @@ use kv_proto::etcdserverpb::{
 };
 use tonic::Code;
 
-use crate::member::Member;
+use crate::member::{Member, skipped};
 
 /// Two log segments, the reserve, and room for a database that is to fill up.
 const DISK_MIB: u64 = 360;
@@ -204,7 +204,7 @@ impl SmallDisk {
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&path);
         if !mount.output().is_ok_and(|output| output.status.success()) {
-            println!("SKIPPED: a small file system cannot be mounted; root may");
+            skipped("a small file system cannot be mounted; root may");
             return None;
         }
         Some(SmallDisk {

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::member::{Member, assert_names, command, free_address, refusal, refusal_of};
+use crate::member::{Member, assert_names, command, free_address, refusal, refusal_of, skipped};
 
 #[test]
 fn unknown_flag_is_named() {
@@ -139,7 +139,7 @@ fn certificates_that_cannot_be_used_are_named() {
 fn folder_open_to_nobody_is_refused() {
     if rustix::process::geteuid().is_root() {
         // Root may read anything; the case is `data_dir_that_cannot_be_written_is_refused`.
-        println!("SKIPPED: permissions do not hold for root");
+        skipped("permissions do not hold for root");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

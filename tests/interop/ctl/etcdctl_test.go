@@ -7,10 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -351,15 +354,32 @@ func TestWatch(t *testing.T) {
 func (tg *target) watch(args string, lines int) string {
 	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
+	// The one before may still be closing.
+	if err := tg.untilWatchers(func(open float64) bool { return open == 0 }); err != nil {
+		return err.Error()
+	}
 	cmd := tg.command(ctx, args)
 	out := &lineCounter{}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		return err.Error()
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	time.Sleep(700 * time.Millisecond) // etcdctl does not tell when its watch is open
+	exited, ended := make(chan error, 1), make(chan struct{})
+	go func() { exited <- cmd.Wait(); close(ended) }()
+	// etcdctl does not tell when its watch is open; the server counts it. One that begins in the past has come to the present when
+	// it has printed something.
+	fromThePast := strings.Contains(args, "--rev=")
+	if err := tg.untilWatchers(func(open float64) bool {
+		select {
+		case <-ended:
+			return true
+		default:
+			return out.lines() > 0 || !fromThePast && open >= 1
+		}
+	}); err != nil {
+		_ = cmd.Process.Kill()
+		return err.Error()
+	}
 	var b strings.Builder
 	for _, s := range []step{
 		{args: "put w/1 a"}, {args: "put w/1 b"}, {args: "txn", stdin: "\nput w/2 x\nput w/3 y\n\n\n"}, {args: "del w/ --prefix"}, {args: "compaction 2"},
@@ -379,6 +399,44 @@ func (tg *target) watch(args string, lines int) string {
 		<-exited
 	}
 	return b.String() + tg.normalise(errorLines(out.String()))
+}
+
+var openWatchers = regexp.MustCompile(`(?m)^etcd_debugging_mvcc_watcher_total (\S+)$`)
+
+// untilWatchers waits until the number of watches that the server has open is as wanted.
+func (tg *target) untilWatchers(wanted func(open float64) bool) error {
+	client := &http.Client{Timeout: 5 * time.Second}
+	if f := tg.srv.TLS; f != nil {
+		client.Transport = &http.Transport{TLSClientConfig: f.Client, DisableKeepAlives: true}
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		open, err := watchersOf(client, tg.srv.URL())
+		if err == nil && wanted(open) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s: %v watchers are open, %v", tg.srv.Label, open, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func watchersOf(client *http.Client, url string) (float64, error) {
+	response, err := client.Get(url + "/metrics")
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	page, err := io.ReadAll(response.Body)
+	if err != nil {
+		return 0, err
+	}
+	found := openWatchers.FindSubmatch(page)
+	if found == nil {
+		return 0, errors.New("no etcd_debugging_mvcc_watcher_total in /metrics")
+	}
+	return strconv.ParseFloat(string(found[1]), 64)
 }
 
 // lineCounter collects the output of a running command.

@@ -10,6 +10,7 @@ use kv_proto::etcdserverpb::{
     CompactionRequest, DefragmentRequest, MemberAddRequest, MemberRemoveRequest, MoveLeaderRequest,
 };
 use rand::RngExt;
+use rustix::process::Signal;
 
 use super::{Kind, MEMBERS, Run, faketime};
 use crate::cluster::until;
@@ -74,9 +75,9 @@ impl Run {
     }
 
     async fn pause(&mut self, member: usize, time: Duration) -> Result<()> {
-        self.cluster.signal(member, "STOP")?;
+        self.cluster.signal(member, Signal::STOP)?;
         tokio::time::sleep(time).await;
-        self.cluster.signal(member, "CONT")
+        self.cluster.signal(member, Signal::CONT)
     }
 
     async fn isolate(&mut self, member: usize, time: Duration) -> Result<()> {

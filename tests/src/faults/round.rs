@@ -11,6 +11,7 @@ use kv_proto::etcdserverpb::watch_request::RequestUnion;
 use kv_proto::etcdserverpb::{
     DeleteRangeRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest,
 };
+use rustix::process::Signal;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 
@@ -143,7 +144,7 @@ impl Run {
             self.set_disk_fault(n, None)?;
         }
         for n in self.cluster.running() {
-            self.cluster.signal(n, "CONT")?;
+            self.cluster.signal(n, Signal::CONT)?;
             if let Some(status) = self.cluster.has_ended(n)? {
                 let log = self.kept();
                 report.violations.push(format!(

@@ -9,7 +9,7 @@ use kv_proto::etcdserverpb::alarm_request::AlarmAction;
 use kv_proto::etcdserverpb::kv_client::KvClient;
 use kv_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use kv_proto::etcdserverpb::{
-    AlarmMember, AlarmRequest, CompactionRequest, DefragmentRequest, DeleteRangeRequest,
+    AlarmRequest, CompactionRequest, DefragmentRequest, DeleteRangeRequest,
 };
 
 use super::round::end_of;
@@ -136,18 +136,16 @@ async fn fill(cluster: &Cluster) -> Result<i64> {
 async fn resume(cluster: &Cluster) -> Result<()> {
     let deadline = Instant::now() + LIMIT / 3;
     loop {
-        for alarm in alarms(cluster).await? {
+        for alarm in cluster.alarms(0, AlarmRequest::default()).await? {
             let request = AlarmRequest {
                 action: AlarmAction::Deactivate as i32,
                 member_id: alarm.member_id,
                 alarm: alarm.alarm,
             };
-            MaintenanceClient::new(cluster.channel(0).await?)
-                .alarm(request)
-                .await?;
+            cluster.alarms(0, request).await?;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
-        if alarms(cluster).await?.is_empty() {
+        if cluster.alarms(0, AlarmRequest::default()).await?.is_empty() {
             break;
         }
         ensure!(Instant::now() < deadline, "the alarms stay");
@@ -159,15 +157,6 @@ async fn resume(cluster: &Cluster) -> Result<()> {
         .await?;
     }
     Ok(())
-}
-
-async fn alarms(cluster: &Cluster) -> Result<Vec<AlarmMember>> {
-    let request = AlarmRequest {
-        action: AlarmAction::Get as i32,
-        ..Default::default()
-    };
-    let mut maintenance = MaintenanceClient::new(cluster.channel(0).await?);
-    Ok(maintenance.alarm(request).await?.into_inner().alarms)
 }
 
 /// An ext4 file system of [`DISK_MIB`] in a file, or one in memory where loop devices are missing; unmounted when dropped.

@@ -113,7 +113,8 @@ pub async fn hash(channel: &Channel, revision: i64) -> Result<Hash> {
 struct Pending<'a> {
     /// By the revision that was answered.
     acknowledged: HashMap<i64, (&'a Operation, Answer)>,
-    /// Those that may have taken effect, and revocations, whose answers do not name a revision of their own.
+    /// Those that may have taken effect, and revocations, whose answers do not name a revision of their own; each client's in
+    /// the order it sent them.
     others: Vec<&'a Operation>,
     findings: Findings,
 }
@@ -178,7 +179,8 @@ impl Pending<'_> {
         let Some(at) = found else {
             bail!("invented: nobody asked for {changes:?}, the events of revision {revision}");
         };
-        self.others.swap_remove(at);
+        // The rest keeps its order: a client's earlier calls explain events before its later ones, which may do the same.
+        self.others.remove(at);
         self.findings.unanswered += 1;
         Ok(())
     }
@@ -281,4 +283,51 @@ async fn check_leases(channel: &Channel, model: &mut Model, calls: &[Call]) -> R
     }
     model.leases = listed;
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // All of this is tests.
+mod tests {
+    use super::*;
+
+    /// Client 2 revokes the lease of its key, writes the key again and deletes it, which is not answered. Either way the key goes
+    /// away, and taking client 1's call out must not bring the deletion before the revocation.
+    #[test]
+    fn earlier_call_of_a_client_explains_the_earlier_of_two_like_events() {
+        let put = |key: &'static str, lease| {
+            let change: Change = (key.into(), Some(("v".into(), lease)));
+            vec![change]
+        };
+        let gone = |key: &'static str| {
+            let change: Change = (key.into(), None);
+            vec![change]
+        };
+        let call = |operation, answer: Option<Answer>| Call {
+            operation,
+            sent_ns: 0,
+            answer: answer.map(|answer| (answer, 0)),
+        };
+        let delete = Write::Delete {
+            key: "b".into(),
+            end: "b\0".into(),
+        };
+        let calls = [
+            call(Operation::Revoke(1), Some(Answer::default())),
+            call(Operation::Revoke(2), Some(Answer::default())),
+            call(Operation::Write(delete), None),
+        ];
+        let mut model = Model::default();
+        model.apply(&put("a", 1));
+        model.apply(&put("b", 2));
+        let mut pending = Pending::new(&calls).unwrap();
+        let mut explain = |model: &mut Model, changes: Vec<Change>| {
+            pending.explain(model, &changes).unwrap();
+            model.apply(&changes);
+        };
+
+        explain(&mut model, gone("a"));
+        explain(&mut model, gone("b"));
+        model.apply(&put("b", 0));
+        explain(&mut model, gone("b"));
+    }
 }
