@@ -315,7 +315,7 @@ impl Member {
 
     /// Receives and installs; returns how many bytes were there before.
     async fn take(&self, messages: &[SnapshotRequest]) -> Result<u64, Status> {
-        let messages = messages.to_vec().into_iter().map(Ok);
+        let messages = messages.iter().cloned().map(Ok);
         let mut messages = futures_util::stream::iter(messages);
         let Beginning::Rest(receiving) = self.incoming.begin(SENDER, &mut messages).await? else {
             panic!("it was not installed before")
