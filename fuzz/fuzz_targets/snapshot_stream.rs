@@ -32,7 +32,9 @@ fn install(stream: Vec<u8>) {
     };
     let store = Store::open(backend, options).expect("an empty store");
     let mut stream = Some(Bytes::from(stream));
-    if store.install(|| Ok(stream.take())).is_ok() {
+    let receiver = store.receiver().expect("an empty database in memory");
+    let received = receiver.receive(|| Ok(stream.take()));
+    if received.is_ok_and(|received| store.install(received).is_ok()) {
         let all = RangeQuery::new(KeyRange::From(Bytes::from_static(b"\0")));
         // What it says may be damage to a reader, and is no panic.
         let _ = store.range(&all);

@@ -84,6 +84,11 @@ pub enum Error {
         /// Seconds asked for.
         ttl: i64,
     },
+    /// A snapshot is on its way that replaces the database, or waits for its transfer to go on.
+    #[error(
+        "a snapshot is being received which will replace the database; defragment after that, or in a minute if its transfer broke off"
+    )]
+    SnapshotArriving,
     /// The store is closed.
     #[error("the store is closed")]
     Closed,

@@ -135,7 +135,7 @@ pub fn import(backend: &Backend, file: &EtcdFile, options: &ImportOptions) -> Re
             Error::Damage { what, .. } => file.refused(0, what),
             other => other,
         })?;
-    staged.make_current()?.swap();
+    staged.make_current(backend)?.swap();
     Ok(Imported {
         revision: recovered.current,
         compacted: recovered

@@ -39,6 +39,6 @@ pub use range::{RangeAnswer, RangeQuery, SortOrder, SortTarget};
 pub use read_txn::{RangeChunk, RangeEnd, RangeStream};
 pub use revision::{Change, RevKey, Revision};
 pub use scrub::{ScrubPosition, ScrubProgress};
-pub use snapshot::{CHUNK_BYTES_MAX, Snapshot};
+pub use snapshot::{CHUNK_BYTES_MAX, Received, Receiver, Snapshot};
 pub use store::{AppliedMark, CompactionDriver, Store, StoreOptions, StoreStats, TERM_KEY};
 pub use write_txn::{Committed, DeleteOutcome, KeyMeta, Prev, PutOutcome, WriteTxn};

@@ -13,9 +13,10 @@
 //! reader takes the stream in pieces of any size. What ends early, goes on after its end, is out of order or does not
 //! match its sum is refused, and nothing of it is used.
 //!
-//! [`Store::install`] builds the new database beside the live one, reads from it what the store keeps in memory,
-//! and only then switches. A snapshot contains the history of the store that it replaces, so a read that is under
-//! way goes on across the switch: what it pinned is either still there or compacted, and then it says so.
+//! A [`Receiver`] builds the new database beside the live one, while the bytes arrive, and reads from it what the store
+//! keeps in memory; [`Store::install`] only switches. A snapshot contains the history of the store that it replaces,
+//! so a read that is under way goes on across the switch: what it pinned is either still there or compacted, and
+//! then it says so.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -24,7 +25,8 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::backend::{Keyspace, View};
+use crate::backend::{EngineKind, Keyspace, Staged, Staging, View};
+use crate::lease::LessorOptions;
 use crate::recovery::{self, Recovered};
 use crate::store::Store;
 use crate::{Error, Result};
@@ -39,6 +41,8 @@ const RECORD_HEAD_BYTES: usize = 9;
 /// In the place of a keyspace: no more records.
 const END: u8 = 0;
 const END_HEAD_BYTES: usize = 9;
+/// No key with its value is larger: it came with an entry of the log, which has at most 1 GiB, or is smaller.
+const RECORD_BYTES_MAX: u64 = (1 << 30) + (64 << 10);
 
 /// The store at one moment, read in chunks.
 pub struct Snapshot {
@@ -47,6 +51,39 @@ pub struct Snapshot {
     records: u64,
     crc: crc32fast::Hasher,
     chunk: BytesMut,
+}
+
+/// Takes in a snapshot, beside the live database. Holds no part of the store, which may be closed meanwhile.
+pub struct Receiver {
+    staging: Staging,
+    engine: EngineKind,
+    lessor: LessorOptions,
+}
+
+/// A whole snapshot, durable and not used yet. Dropped, it leaves nothing behind.
+pub struct Received {
+    staged: Staged,
+    recovered: Recovered,
+}
+
+impl Receiver {
+    /// Reads a stream to its end, which verifies all of it, and makes it durable.
+    ///
+    /// `next_chunk` gives the bytes in pieces of any size and `None` at their end; it may block. An error leaves nothing
+    /// behind: [`Error::Damage`] if the stream is not a whole snapshot, [`Error::Io`] of the disk or of `next_chunk`,
+    /// [`Error::Closed`] if the store was closed.
+    pub fn receive(
+        mut self,
+        next_chunk: impl FnMut() -> io::Result<Option<Bytes>>,
+    ) -> Result<Received> {
+        let mut reader = Reader::new(next_chunk);
+        while let Some((keyspace, key, value)) = reader.next()? {
+            self.staging.put(keyspace, key, value)?;
+        }
+        let staged = self.staging.finish()?;
+        let recovered = recovery::recover(&staged.view()?, self.engine, self.lessor)?;
+        Ok(Received { staged, recovered })
+    }
 }
 
 /// Where a walk over all keyspaces goes on.
@@ -61,25 +98,23 @@ impl Store {
         Ok(Snapshot::of(Arc::new(self.backend.view()?)))
     }
 
+    /// Begins to take in a snapshot. While it is there the database is not defragmented.
+    pub fn receiver(&self) -> Result<Receiver> {
+        Ok(Receiver {
+            staging: self.backend.stage()?,
+            engine: self.backend.engine(),
+            lessor: self.lessor.options(),
+        })
+    }
+
     /// Replaces everything by what a snapshot contains: keys, leases, the applied mark, all other keyspaces.
     ///
-    /// `next_chunk` gives the stream's bytes in pieces of any size and `None` at their end. Only the one who applies
-    /// may call it, and on a thread that may block; readers go on. It is durable and complete on return, and after a
-    /// crash at any moment the next start finds the old state or the new one. Errors: [`Error::Damage`] if the
-    /// stream is not a whole snapshot or is older than this store, which then has not changed; an error of the disk
-    /// while switching ends all commits.
-    pub fn install(&self, next_chunk: impl FnMut() -> io::Result<Option<Bytes>>) -> Result<()> {
-        let mut staging = self.backend.stage()?;
-        let mut reader = Reader::new(next_chunk);
-        while let Some((keyspace, key, value)) = reader.next()? {
-            staging.put(keyspace, key, value)?;
-        }
-        let staged = staging.finish()?;
-        let recovered = recovery::recover(
-            &staged.view()?,
-            self.backend.engine(),
-            self.lessor.options(),
-        )?;
+    /// Only the one who applies may call it, and on a thread that may block; readers go on. It is durable and complete
+    /// on return, and after a crash at any moment the next start finds the old state or the new one. Errors:
+    /// [`Error::Damage`] if the snapshot is older than this store, which then has not changed; an error of the disk
+    /// while switching ends all commits. Panics if another store's receiver took it in.
+    pub fn install(&self, received: Received) -> Result<()> {
+        let Received { staged, recovered } = received;
         // No compaction may remove, and nobody write, from here on.
         let _compactor = self.compactor.pause();
         let _writer = self.writer.lock();
@@ -100,7 +135,7 @@ impl Store {
             lessor,
         } = recovered;
         let compacted = scheduled_compaction.max(finished_compaction);
-        let switch = staged.make_current()?;
+        let switch = staged.make_current(&self.backend)?;
         let old_index = {
             // Readers that have pinned a revision wait here for the index that has it. The revisions come first: a
             // read that finds a value gone must find it compacted, and a compacted revision is never above the current.
@@ -258,7 +293,13 @@ impl<F: FnMut() -> io::Result<Option<Bytes>>> Reader<F> {
             .into_iter()
             .find(|keyspace| *keyspace as u8 == head[0])
             .ok_or_else(|| refused(format!("it names the unknown keyspace {:#04x}", head[0])))?;
-        // One allocation for both; a length that lies ends with the stream.
+        if key_len as u64 + value_len as u64 > RECORD_BYTES_MAX {
+            return Err(refused(format!(
+                "a record of keyspace {} claims {key_len} and {value_len} bytes",
+                keyspace.name()
+            )));
+        }
+        // One allocation for both.
         let mut key = self.take(key_len + value_len)?;
         let value = key.split_off(key_len);
         let place = (keyspace.position(), key.clone());

@@ -9,6 +9,7 @@
 //! on a [`Shelf`], together with the log behind it, until it is installed or nobody has read it for
 //! [`PINNED`].
 
+use std::any::Any;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,8 +33,8 @@ const HELD_PAUSE: Duration = Duration::from_secs(1);
 /// The whole state at one applied index, read in chunks.
 ///
 /// The sender takes it from [`StateMachine::snapshot`](crate::StateMachine::snapshot); the
-/// receiver hands in one that reads the received and verified copy. Reading may block: it happens
-/// on a blocking thread.
+/// receiver hands in one that reads the received and verified copy, or is
+/// [prepared](SnapshotSource::take_prepared). Reading may block: it happens on a blocking thread.
 pub trait SnapshotSource: Send + 'static {
     /// What the state contains.
     fn applied(&self) -> Applied;
@@ -44,6 +45,12 @@ pub trait SnapshotSource: Send + 'static {
     /// Another reader of the same state, from its start, that gives the same bytes; none if it can
     /// be read only once.
     fn again(&self) -> Option<Box<dyn SnapshotSource>> {
+        None
+    }
+
+    /// What the receiver has made of the state while it arrived, for the state machine of the same process to take over
+    /// at once; then there are no chunks. None if it is to be read.
+    fn take_prepared(&mut self) -> Option<Box<dyn Any + Send>> {
         None
     }
 

@@ -6,7 +6,6 @@
 //! <data-dir>/member/meta        whose data this is and in which formats (below)
 //! <data-dir>/member/wal/        the log, unless --wal-dir names another folder
 //! <data-dir>/member/db/<n>/     the engine's files; member/CURRENT names the live one
-//! <data-dir>/member/snap/       incoming snapshots
 //! <data-dir>/member/reserve     64 MiB that are given back when the disk is full
 //!
 //! meta, 52 bytes, integers little endian:
@@ -161,7 +160,6 @@ impl DataDir {
             _lock: take_lock(data_dir)?,
         };
         make_folder(&dir.member, "data-dir")?;
-        make_folder(&dir.member.join("snap"), "data-dir")?;
         make_folder(
             &dir.wal,
             if wal_dir.is_some() {
@@ -181,11 +179,6 @@ impl DataDir {
     /// Folder of the log.
     pub fn wal_dir(&self) -> &Path {
         &self.wal
-    }
-
-    /// Folder of incoming snapshots.
-    pub fn snapshot_dir(&self) -> PathBuf {
-        self.member.join("snap")
     }
 
     /// Whose data this is; `None` for a new folder.
@@ -526,12 +519,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let data = root.path().join("a/b");
         let dir = DataDir::open(&data, None).unwrap();
-        for folder in [
-            data.clone(),
-            data.join("member"),
-            data.join("member/wal"),
-            data.join("member/snap"),
-        ] {
+        for folder in [data.clone(), data.join("member"), data.join("member/wal")] {
             assert_eq!(
                 fs::metadata(&folder).unwrap().mode() & 0o777,
                 0o700,
@@ -545,7 +533,6 @@ mod tests {
         );
         assert_eq!(dir.read_meta().unwrap(), None);
         assert_eq!(dir.wal_dir(), data.join("member/wal"));
-        assert_eq!(dir.snapshot_dir(), data.join("member/snap"));
     }
 
     #[test]

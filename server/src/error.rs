@@ -200,6 +200,9 @@ pub enum Error {
     /// The call is not offered; the text says what is missing.
     #[error("{0}")]
     Unimplemented(&'static str),
+    /// A snapshot is being received that will replace the database.
+    #[error("a snapshot is being received which will replace the database")]
+    SnapshotArriving,
     /// The store could not answer: damage or a failing disk.
     #[error("{0}")]
     Storage(String),
@@ -213,6 +216,7 @@ impl From<kv_mvcc::Error> for Error {
             kv_mvcc::Error::LeaseNotFound { .. } => Error::LeaseNotFound,
             kv_mvcc::Error::LeaseExists { .. } => Error::LeaseExists,
             kv_mvcc::Error::LeaseTtlTooLarge { .. } => Error::LeaseTtlTooLarge,
+            kv_mvcc::Error::SnapshotArriving => Error::SnapshotArriving,
             other => Error::Storage(other.to_string()),
         }
     }

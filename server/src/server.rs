@@ -261,7 +261,7 @@ impl Server {
             member.node.clone(),
             handshake,
             member.metrics.clone(),
-            folder.snapshot_dir(),
+            &member.store,
         );
         let peer_dispatch = PeerDispatch::new(service, member.clone());
         let stop_listening = CancellationToken::new();

@@ -1,4 +1,4 @@
-//! The durable log: bytes in order, and snapshot files beside it.
+//! The durable log: bytes in order.
 //!
 //! Knows indexes and terms, but neither Raft's roles nor keys. [`Wal`] is the handle; one writer thread owns the files.
 //! Nothing is acknowledged before the fsync that covers it; a torn write is cut at start, damage is refused by file
@@ -19,8 +19,6 @@ mod writer;
 
 mod reader;
 mod repair;
-
-pub mod snapshot_file;
 
 pub use error::{Error, Result};
 pub use record::Record;

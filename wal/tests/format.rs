@@ -9,20 +9,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_wal::fs::{FaultFs, Fs};
-use kv_wal::snapshot_file::{self, SnapshotReader, SnapshotWriter};
 use kv_wal::{Record, Sync, Wal};
 use support::{DIR, Model, SEGMENT_BYTES, config, entry, open, segments, settle, used};
 
 /// A closed log of format version 1 without the zeros at its end.
 const LOG_V1: &[u8] = include_bytes!("fixtures/log-v1.wal");
-/// A snapshot file of format version 1.
-const SNAPSHOT_V1: &[u8] = include_bytes!("fixtures/snapshot-v1");
-const SNAPSHOT_PATH: &str = "/member/snap/1";
 
 fn disk() -> FaultFs {
     let fs = FaultFs::new();
     fs.create_dir(Path::new(DIR)).unwrap();
-    fs.create_dir("/member/snap".as_ref()).unwrap();
     fs
 }
 
@@ -55,13 +50,6 @@ fn write_log(fs: &FaultFs) -> Wal {
     wal
 }
 
-fn write_snapshot(fs: &FaultFs) {
-    let mut writer = SnapshotWriter::create(Arc::new(fs.clone()), SNAPSHOT_PATH.as_ref()).unwrap();
-    writer.write(b"first chunk").unwrap();
-    writer.write(b"second").unwrap();
-    writer.finish().unwrap();
-}
-
 #[test]
 fn a_log_of_version_1_is_read_and_written_to_the_byte() {
     let fs = disk();
@@ -88,32 +76,5 @@ fn a_log_of_version_1_is_read_and_written_to_the_byte() {
     assert_eq!(
         written.contents(&file).unwrap()[..used(&written, &file)],
         *LOG_V1
-    );
-}
-
-#[test]
-fn a_snapshot_of_version_1_is_read_and_written_to_the_byte() {
-    let fs = disk();
-    fs.create(SNAPSHOT_PATH.as_ref()).unwrap();
-    fs.edit(SNAPSHOT_PATH.as_ref(), |bytes| {
-        bytes.extend_from_slice(SNAPSHOT_V1)
-    })
-    .unwrap();
-
-    let summary = snapshot_file::verify(&fs, SNAPSHOT_PATH.as_ref()).unwrap();
-    let mut reader = SnapshotReader::open(&fs, SNAPSHOT_PATH.as_ref()).unwrap();
-
-    assert_eq!(summary.bytes, 17);
-    assert_eq!(
-        reader.next_chunk().unwrap(),
-        Some(Bytes::from("first chunk"))
-    );
-    assert_eq!(reader.next_chunk().unwrap(), Some(Bytes::from("second")));
-    assert_eq!(reader.next_chunk().unwrap(), None);
-    let written = disk();
-    write_snapshot(&written);
-    assert_eq!(
-        written.contents(SNAPSHOT_PATH.as_ref()).unwrap(),
-        SNAPSHOT_V1
     );
 }

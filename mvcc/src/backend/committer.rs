@@ -23,6 +23,7 @@ use super::defrag::{Touched, member_dir_of};
 use super::engine::Engine;
 use super::generation::Generation;
 use super::guard::guarded;
+use super::staging::Stagings;
 use super::view::{Live, Opened};
 use super::{EngineKind, Op, Options, Sizes, View, stored_applied_index};
 use crate::{Error, Result};
@@ -64,6 +65,8 @@ pub(crate) struct Committer {
     pub(crate) member_dir: Option<PathBuf>,
     /// Held for the whole of a defragmentation.
     pub(crate) defragmenting: Mutex<()>,
+    /// Generations under construction, other than by a defragmentation.
+    pub(crate) stagings: Arc<Stagings>,
     /// Wakes the engine thread.
     wake: Condvar,
     /// Wakes those who wait for a checkpoint.
@@ -148,6 +151,9 @@ impl Committer {
             safe_purge_index: AtomicU64::new(0),
             member_dir: opened.generation.as_ref().and_then(member_dir_of),
             defragmenting: Mutex::default(),
+            stagings: Arc::new(Stagings::after(
+                opened.generation.as_ref().map_or(0, Generation::number),
+            )),
             slot: Mutex::new(Slot {
                 opened,
                 touched: None,
@@ -236,6 +242,7 @@ impl Committer {
 
     /// Ends the engine thread after a last commit.
     pub(crate) fn close(&self) -> Result<()> {
+        self.stagings.close();
         {
             let mut control = self.control.lock();
             control.stop = true;

@@ -5,11 +5,12 @@
 //! batches wait in the buffer: it copies the rest and the small keyspaces, commits, names the new generation in
 //! CURRENT and swaps the handles. Views opened before keep the old generation and its files alive.
 //! The engines' own ways are not used: redb's needs that nobody reads, sled has none.
+//! A snapshot that arrives goes before: it replaces what would be copied, by a database without gaps.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -43,7 +44,8 @@ pub(crate) type Touched = BTreeSet<(Keyspace, Vec<u8>)>;
 impl Committer {
     /// Copies the database into a new generation and goes on with that.
     ///
-    /// Needs as much free space as the live content. On an error before the swap the old generation stays in use.
+    /// Needs as much free space as the live content. On an error before the swap the old generation stays in use:
+    /// [`Error::SnapshotArriving`], at once, while there is such a one.
     pub(crate) fn defragment(&self) -> Result<()> {
         let Some(member_dir) = self.member_dir.clone() else {
             return Ok(());
@@ -51,17 +53,13 @@ impl Committer {
         let _one_at_a_time = self.defragmenting.lock();
         let start = Instant::now();
         let before = *self.sizes.lock();
-        let next_number = {
+        let old = {
             let mut slot = self.slot.lock();
-            self.check_failed()?;
+            self.check_undisturbed()?;
             slot.touched = Some(Touched::new());
-            slot.opened
-                .generation
-                .as_ref()
-                .map_or(1, Generation::number)
-                + 1
+            Arc::downgrade(&slot.opened)
         };
-        let result = self.copy_and_swap(&member_dir, next_number);
+        let result = self.copy_and_swap(&member_dir, &old);
         self.slot.lock().touched = None;
         result?;
         let after = *self.sizes.lock();
@@ -74,8 +72,8 @@ impl Committer {
         Ok(())
     }
 
-    fn copy_and_swap(&self, member_dir: &Path, number: u64) -> Result<()> {
-        let generation = Generation::create(member_dir, self.kind, number)?;
+    fn copy_and_swap(&self, member_dir: &Path, old: &Weak<Opened>) -> Result<()> {
+        let generation = Generation::create(member_dir, self.kind, self.stagings.next_number())?;
         let result = self
             .copy_in_rounds(&generation)
             .and_then(|copy| Ok((open_engine(&generation, self.options.cache_bytes)?, copy)));
@@ -86,25 +84,30 @@ impl Committer {
                 return Err(error);
             }
         };
+        let opened = Arc::new(Opened {
+            engine,
+            generation: Some(generation),
+        });
+        let generation = opened.generation.as_ref().expect("it was just put there");
         let mut slot = self.slot.lock();
-        self.check_failed()?;
-        if let Err(error) = copy.last_round(&mut slot, engine.as_ref()) {
-            drop(slot);
-            drop(engine);
-            generation.remove();
-            return Err(error);
-        }
+        let copied = self
+            .check_unreplaced(&slot, old)
+            .and_then(|()| copy.last_round(&mut slot, opened.engine.as_ref()))
+            .and_then(|()| generation.prepare_current())
+            .and_then(|()| opened.reader());
+        let live = match copied {
+            Ok(live) => Arc::new(live),
+            Err(error) => {
+                generation.supersede();
+                return Err(error);
+            }
+        };
         if let Err(error) = generation.make_current(member_dir) {
             // CURRENT may name either: going on with the old one could lose what is committed from now on.
             drop(slot);
             self.fail(&error);
             return Err(error);
         }
-        let opened = Arc::new(Opened {
-            engine,
-            generation: Some(generation),
-        });
-        let live = Arc::new(opened.reader()?);
         *self.sizes.lock() = opened.sizes();
         let old = std::mem::replace(&mut slot.opened, opened);
         let old_live = std::mem::replace(&mut self.state.write().live, live);
@@ -118,9 +121,12 @@ impl Committer {
     }
 
     /// Copies the log keyspaces while commits go on, until little is left.
-    fn copy_in_rounds(&self, generation: &Generation) -> Result<LogCopy> {
+    fn copy_in_rounds(&self, generation: &Generation) -> Result<LogCopy<'_>> {
         let engine = open_engine(generation, COPY_CACHE_BYTES)?;
-        let mut copy = LogCopy::default();
+        let mut copy = LogCopy {
+            committer: self,
+            last_keys: Default::default(),
+        };
         for _ in 0..ROUNDS_MAX {
             let (source, touched) = {
                 let mut slot = self.slot.lock();
@@ -137,18 +143,30 @@ impl Committer {
         Ok(copy)
     }
 
-    fn check_failed(&self) -> Result<(), Error> {
+    /// Whether a copy is of use: commits go on, and no snapshot is on its way.
+    fn check_undisturbed(&self) -> Result<()> {
+        if self.stagings.are_under_way() {
+            return Err(Error::SnapshotArriving);
+        }
         self.control.lock().failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Whether what was copied, `old`, is what is live.
+    fn check_unreplaced(&self, slot: &Slot, old: &Weak<Opened>) -> Result<()> {
+        if !std::ptr::eq(Arc::as_ptr(&slot.opened), old.as_ptr()) {
+            return Err(Error::SnapshotArriving);
+        }
+        self.check_undisturbed()
     }
 }
 
 /// How far the log keyspaces have been copied.
-#[derive(Default)]
-struct LogCopy {
+struct LogCopy<'a> {
+    committer: &'a Committer,
     last_keys: [Option<Bytes>; Keyspace::LOGS],
 }
 
-impl LogCopy {
+impl LogCopy<'_> {
     /// Copies what `source` has above the last copied keys, and brings the `touched` keys to its state; returns the
     /// number of keys written.
     fn round(&mut self, source: &Live, touched: &Touched, engine: &dyn Engine) -> Result<usize> {
@@ -178,6 +196,7 @@ impl LogCopy {
         let log_number = keyspace.log().expect("called for log keyspaces");
         let mut keys = 0;
         loop {
+            self.committer.check_undisturbed()?;
             let mut log = Log::default();
             let mut bytes = 0;
             // The last copied key itself would be the first one found.
@@ -207,7 +226,7 @@ impl LogCopy {
                 appended: vec![(keyspace, &log)],
                 others: Vec::new(),
             };
-            guarded(source.file(), || engine.commit(&changes))?;
+            guarded(source.file(), || engine.add(&changes))?;
         }
     }
 

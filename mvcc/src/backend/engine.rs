@@ -23,6 +23,13 @@ pub(crate) trait Engine: Send + Sync {
     /// Called by one thread at a time. After an error nothing further may be committed.
     fn commit(&self, changes: &Changes<'_>) -> Result<()>;
 
+    /// Adds `changes` to a database under construction, which is of no use before the next [`Engine::commit`].
+    ///
+    /// That makes it durable; what a crash before that leaves may be unreadable.
+    fn add(&self, changes: &Changes<'_>) -> Result<()> {
+        self.commit(changes)
+    }
+
     /// A reader of the newest commit, for reads which end soon. May see later commits, so it is only used below a
     /// buffer that still holds what those contain.
     fn reader(&self) -> Result<Arc<dyn Reader>>;

@@ -1,8 +1,10 @@
 //! Which files are the database: generations and CURRENT.
 //!
 //! ```text
-//! member/CURRENT       names the live generation and its engine
-//! member/db/<n>/       the engine's files; INCOMPLETE beside them while the generation is being made
+//! member/CURRENT         names the live generation and its engine
+//! member/db/<n>/         the engine's files; INCOMPLETE beside them while the generation is being made
+//! member/db/<n>/CURRENT  what CURRENT will say, until it is renamed into its place
+//! member/db/<n>.removed/ a generation that is being removed
 //! ```
 //! CURRENT is four lines of text, the last one the crc32 of the three above:
 //! ```text
@@ -12,6 +14,7 @@
 //! crc32 89abcdef
 //! ```
 //! It is replaced by temporary name, fsync, rename, fsync of the folder, so that it always names a finished generation.
+//! What a full disk may refuse comes before the rename: an error until then changes nothing.
 //! A generation becomes live by being named; the one before is removed when its last reader is gone, or at the next
 //! start. Nothing that CURRENT names is ever deleted.
 
@@ -33,6 +36,8 @@ use crate::{Error, Result};
 
 const CURRENT: &str = "CURRENT";
 const INCOMPLETE: &str = "INCOMPLETE";
+/// Behind the number of a generation that is being removed.
+const REMOVED_SUFFIX: &str = ".removed";
 const FORMAT: &str = "kvd-db 1";
 
 /// The files of one generation. Removed when this is dropped after [`Generation::supersede`].
@@ -68,15 +73,25 @@ impl Generation {
         })
     }
 
-    /// Names this generation in CURRENT. Its files must be durable.
-    pub(crate) fn make_current(&self, member_dir: &Path) -> Result<()> {
-        sync_dir(&self.dir)?;
-        kill_point();
-        Current {
+    /// Does all that may be done before CURRENT names this generation. Its files must be durable. After an error the
+    /// generation may be removed.
+    pub(crate) fn prepare_current(&self) -> Result<()> {
+        let current = Current {
             engine: self.engine,
             number: self.number,
-        }
-        .write(member_dir)?;
+        };
+        current.write(&self.dir.join(CURRENT))?;
+        sync_dir(&self.dir)?;
+        kill_point();
+        Ok(())
+    }
+
+    /// Has CURRENT name this generation, which must be [prepared](Generation::prepare_current). After an error it is not
+    /// known which one the next start finds.
+    pub(crate) fn make_current(&self, member_dir: &Path) -> Result<()> {
+        let path = member_dir.join(CURRENT);
+        fs::rename(self.dir.join(CURRENT), &path).map_err(|error| io_error(&path, &error))?;
+        sync_dir(member_dir)?;
         kill_point();
         remove_mark(&self.dir)?;
         kill_point();
@@ -90,7 +105,7 @@ impl Generation {
 
     /// Removes the files now. For a generation that never became live.
     pub(crate) fn remove(self) {
-        if let Err(error) = fs::remove_dir_all(&self.dir) {
+        if let Err(error) = set_aside(&self.dir).and_then(fs::remove_dir_all) {
             warn!(dir = %self.dir.display(), %error, "an unfinished generation is left for the next start to remove");
         }
     }
@@ -119,7 +134,13 @@ impl Drop for Generation {
             return;
         }
         // Freeing gigabytes takes the file system a while, and the last reader may be anyone's thread.
-        let dir = std::mem::take(&mut self.dir);
+        let dir = match set_aside(&self.dir) {
+            Ok(dir) => dir,
+            Err(error) => {
+                warn!(dir = %self.dir.display(), %error, "an old generation is left for the next start to remove");
+                return;
+            }
+        };
         let removal = move || {
             if let Err(error) = fs::remove_dir_all(&dir) {
                 warn!(dir = %dir.display(), %error, "an old generation is left for the next start to remove");
@@ -196,19 +217,16 @@ impl Current {
         content + &crc32
     }
 
-    fn write(self, member_dir: &Path) -> Result<()> {
-        let path = member_dir.join(CURRENT);
-        let temporary = member_dir.join("CURRENT.tmp");
+    fn write(self, path: &Path) -> Result<()> {
         let write = || {
-            let mut file = File::create(&temporary)?;
+            let mut file = File::create(path)?;
             file.write_all(self.text().as_bytes())?;
             kill_point();
-            file.sync_all()?;
-            kill_point();
-            fs::rename(&temporary, &path)
+            file.sync_all()
         };
-        write().map_err(|error| io_error(&path, &error))?;
-        sync_dir(member_dir)
+        write().map_err(|error| io_error(path, &error))?;
+        kill_point();
+        Ok(())
     }
 }
 
@@ -258,6 +276,7 @@ fn create_first(member_dir: &Path, options: &Options) -> Result<(Generation, Arc
     let kind = options.engine.unwrap_or(EngineKind::Redb);
     let generation = Generation::create(member_dir, kind, 1)?;
     let engine = open_engine(&generation, options.cache_bytes)?;
+    generation.prepare_current()?;
     generation.make_current(member_dir)?;
     info!(engine = %kind, dir = %generation.dir.display(), "made an empty database");
     Ok((generation, engine))
@@ -286,10 +305,16 @@ fn remove_others(member_dir: &Path, current: Option<Current>) -> Result<()> {
     };
     for entry in entries {
         let path = entry.map_err(|error| io_error(&db, &error))?.path();
-        let number: Option<u64> = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .and_then(|name| name.parse().ok());
+        let name = path.file_name().and_then(|name| name.to_str());
+        let is_aside = name.is_some_and(|name| {
+            let number = name.strip_suffix(REMOVED_SUFFIX);
+            number.is_some_and(|number| number.parse::<u64>().is_ok())
+        });
+        if is_aside {
+            remove_dir(&path)?;
+            continue;
+        }
+        let number: Option<u64> = name.and_then(|name| name.parse().ok());
         let Some(number) = number else {
             return Err(damage(
                 &path,
@@ -306,14 +331,27 @@ fn remove_others(member_dir: &Path, current: Option<Current>) -> Result<()> {
             ));
         }
         info!(dir = %path.display(), "removing a generation that is not the live one");
-        match fs::remove_dir_all(&path) {
-            Ok(()) => {}
-            // The last reader of a handle that was just dropped is removing it too.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(io_error(&path, &error)),
-        }
+        remove_dir(&path)?;
     }
     Ok(())
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        // The last reader of a handle that was just dropped is removing it too.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io_error(path, &error)),
+    }
+}
+
+/// Takes its name from the folder of a generation that goes away: a later one of that name is never removed for it.
+fn set_aside(dir: &Path) -> std::io::Result<PathBuf> {
+    let mut name = dir.as_os_str().to_owned();
+    name.push(REMOVED_SUFFIX);
+    let aside = PathBuf::from(name);
+    fs::rename(dir, &aside)?;
+    Ok(aside)
 }
 
 fn is_empty_dir(path: &Path) -> bool {
@@ -390,8 +428,24 @@ mod tests {
             engine: EngineKind::Sled,
             number: 42,
         };
-        current.write(dir.path()).unwrap();
+        current.write(&dir.path().join(CURRENT)).unwrap();
         assert_eq!(Current::read(dir.path()).unwrap(), Some(current));
+    }
+
+    #[test]
+    fn generation_that_was_being_removed_goes_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options::default();
+        drop(open_current(dir.path(), &options).unwrap());
+        let unfinished = Generation::create(dir.path(), EngineKind::Redb, 2).unwrap();
+        let aside = set_aside(unfinished.dir()).unwrap();
+        assert!(aside.join(INCOMPLETE).exists());
+
+        drop(open_current(dir.path(), &options).unwrap());
+
+        let left = fs::read_dir(dir.path().join("db")).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["1"]);
     }
 
     /// The stored form is a format: later versions must read it.

@@ -49,6 +49,7 @@ pub use self::generation::is_etcd_database;
 pub use self::guard::is_guarded_thread;
 pub use self::memory::MemoryDisk;
 pub use self::quarantine::quarantine;
+pub(crate) use self::staging::{Staged, Staging};
 use self::view::Live;
 pub use self::view::View;
 use crate::{Error, Result};
@@ -388,6 +389,9 @@ impl Backend {
 
     /// Sets what the engine thread calls before a commit, with the applied index that is about to become durable. It
     /// blocks until this member's log has flushed that index: the engine may never be ahead of the log.
+    ///
+    /// Before a snapshot takes the engine's place it is called too, by the one who applies, and the log may never get that
+    /// index: it must return when all that was appended is flushed.
     pub fn set_commit_gate(&self, gate: impl Fn(u64) + Send + Sync + 'static) {
         self.committer.hooks.lock().gate = Some(Arc::new(gate));
     }
@@ -425,6 +429,8 @@ impl Backend {
     ///
     /// Readers and writers go on meanwhile; views that are open keep the old files until they are dropped. Needs as
     /// much free space as [`Sizes::in_use`]. On an error the old generation stays in use.
+    ///
+    /// A snapshot that is being received goes before: [`Error::SnapshotArriving`], at once, also when it begins meanwhile.
     pub fn defragment(&self) -> Result<()> {
         self.committer.defragment()
     }

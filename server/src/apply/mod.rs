@@ -41,7 +41,7 @@ use crate::wait::Wait;
 use crate::{Error, Result, quota};
 
 pub(crate) use member::too_new;
-pub(crate) use snapshot::restore_tables;
+pub(crate) use snapshot::{receive_snapshot, restore_tables};
 pub(crate) use txn::read_only as read_only_txn;
 
 const CONSISTENT_INDEX: &[u8] = b"consistent_index";

@@ -3,14 +3,16 @@
 //! The store does the work (see kv-mvcc's snapshot). Here is what is kept beside it in memory: member table, alarms and
 //! the position of apply, which are read from the store again once it was replaced.
 
+use std::any::Any;
 use std::io;
 use std::ops::ControlFlow;
+use std::sync::Weak;
 use std::time::Instant;
 
 use anyhow::Context;
 use bytes::Bytes;
-use kv_mvcc::Snapshot;
 use kv_mvcc::backend::{Backend, Keyspace};
+use kv_mvcc::{Received, Snapshot, Store};
 use kv_raft::{Applied, InstallFuture, SnapshotSource};
 
 use super::Applier;
@@ -41,6 +43,43 @@ impl SnapshotSource for StoreSource {
     }
 }
 
+/// A snapshot that was taken in while it arrived.
+struct ReceivedSource(Option<Received>);
+
+impl SnapshotSource for ReceivedSource {
+    fn applied(&self) -> Applied {
+        // What it contains is in its header, which raft reads.
+        Applied::default()
+    }
+
+    fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+        let text = "a snapshot that was taken in has no chunks any more";
+        Err(io::Error::new(io::ErrorKind::Unsupported, text))
+    }
+
+    fn take_prepared(&mut self) -> Option<Box<dyn Any + Send>> {
+        self.0
+            .take()
+            .map(|received| Box::new(received) as Box<dyn Any + Send>)
+    }
+}
+
+/// Takes in a snapshot whose bytes arrive, beside what `store` has; for [`Applier::install_snapshot`] of the same store.
+///
+/// Blocks for the bytes and the disk, and does not keep the store from being closed meanwhile.
+pub(crate) fn receive_snapshot(
+    store: &Weak<Store>,
+    next_chunk: &mut dyn FnMut() -> io::Result<Option<Bytes>>,
+) -> io::Result<Box<dyn SnapshotSource>> {
+    let receiver = {
+        let store = store.upgrade();
+        let store = store.ok_or_else(|| io::Error::other(kv_mvcc::Error::Closed))?;
+        store.receiver().map_err(io::Error::other)?
+    };
+    let received = receiver.receive(next_chunk).map_err(io::Error::other)?;
+    Ok(Box::new(ReceivedSource(Some(received))))
+}
+
 impl Applier {
     /// Pins the present state. Called between two entries, so it contains the last one completely.
     pub(super) fn open_snapshot(&mut self) -> io::Result<Box<dyn SnapshotSource>> {
@@ -66,7 +105,15 @@ impl Applier {
         Box::pin(async move {
             let begun = Instant::now();
             let store = self.store.clone();
-            let install = move || store.install(|| source.next_chunk());
+            let install = move || {
+                let received = match source.take_prepared() {
+                    Some(prepared) => *prepared
+                        .downcast::<Received>()
+                        .expect("whoever received it made it by receive_snapshot"),
+                    None => store.receiver()?.receive(|| source.next_chunk())?,
+                };
+                store.install(received)
+            };
             tokio::task::spawn_blocking(install)
                 .await
                 .map_err(io::Error::other)?

@@ -1,12 +1,12 @@
 //! What other members send, handed to raft.
 
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use kv_mvcc::Store;
 use kv_proto::peerpb::peer_server::Peer;
 use kv_proto::peerpb::{
     AppendRequest, AppendResponse, CallKind, CallRequest, CallResponse, SnapshotAnswer,
@@ -19,14 +19,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::handshake::Handshake;
-use super::snapshot::receive::{Beginning, Incoming};
+use super::snapshot::receive::{Beginning, Incoming, NextChunk};
+use crate::apply::receive_snapshot;
 use crate::metrics::Metrics;
 
 /// Answers to a snapshot that may wait for its sender.
 const ANSWERS_AHEAD: usize = 4;
 /// The sender hears of each so many bytes.
 const ARRIVED_BYTES: u64 = 8 << 20;
-/// Signs of life while a snapshot is installed.
+/// Signs of life while a snapshot that has arrived is completed and installed.
 const INSTALLING_PERIOD: Duration = Duration::from_secs(5);
 
 /// The service of the peer port.
@@ -44,19 +45,21 @@ struct Parts {
 }
 
 impl PeerService {
-    /// Incoming snapshots are kept in `snapshot_dir` until they are installed; what is there now is removed.
+    /// Snapshots that arrive are for `store`.
     pub(crate) fn new(
         node: Node,
         handshake: Arc<Handshake>,
         metrics: Arc<Metrics>,
-        snapshot_dir: PathBuf,
+        store: &Arc<Store>,
     ) -> PeerService {
+        let store = Arc::downgrade(store);
+        let take_in = move |chunks: &mut NextChunk<'_>| receive_snapshot(&store, chunks);
         PeerService {
             parts: Arc::new(Parts {
                 node,
                 handshake,
                 metrics,
-                incoming: Incoming::new(snapshot_dir),
+                incoming: Incoming::new(Arc::new(take_in)),
             }),
         }
     }
@@ -213,15 +216,17 @@ impl Parts {
                     let _ = answers.try_send(Ok(answer(Answer::Arrived(now))));
                 }
             });
-            let (header, source, installing) = received.await?.into_parts();
-            let mut installed = std::pin::pin!(self.node.answer_snapshot(header, source));
+            let arrived = received.await?;
+            let mut installed = std::pin::pin!(async {
+                let (header, source, installing) = arrived.taken_in().await?.into_parts();
+                let payload = self.node.answer_snapshot(header, source).await;
+                let payload = payload.map_err(unavailable)?;
+                installing.done(payload.clone());
+                Ok(payload)
+            });
             loop {
                 match timeout(INSTALLING_PERIOD, &mut installed).await {
-                    Ok(payload) => {
-                        let payload = payload.map_err(unavailable)?;
-                        installing.done(payload.clone());
-                        return Ok(payload);
-                    }
+                    Ok(payload) => return payload,
                     Err(_) => {
                         let _ =
                             answers.try_send(Ok(answer(Answer::Installing(SnapshotInstalling {}))));

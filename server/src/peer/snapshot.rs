@@ -2,9 +2,8 @@
 //!
 //! The sender asks first how much the receiver has of this snapshot already. It then reads its source on a blocking
 //! thread, a few chunks ahead of the network and no faster than [`BYTES_PER_SEC_MAX`], leaves out what is there, and ends
-//! with length and checksum of everything. The receiver ([`receive`]) writes the chunks to a file of `member/snap`, whose
-//! bytes are checked on their way in, at its end and again when they are read; only a complete file is installed, and it
-//! is removed afterwards.
+//! with length and checksum of everything. The receiver ([`receive`]) makes a database of the chunks while they arrive,
+//! beside the one in use; each chunk is checked, and all of them at the end, before that database is complete.
 //!
 //! Neither side waits for the whole: what counts is that something happens within [`SILENCE_MAX`].
 

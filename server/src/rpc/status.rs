@@ -60,6 +60,11 @@ fn wire(error: &Error) -> (Code, &str) {
         Error::NotPrimaryLessor => (Code::Unknown, "not a primary lessor"),
         Error::RequestTooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
         Error::TooManyRequests => (Code::Unknown, "etcdserver: too many requests"),
+        // etcd has none: its snapshots arrive beside the database.
+        Error::SnapshotArriving => (
+            Code::Unavailable,
+            "etcdserver: a snapshot is being received which will replace the database; try again in a minute",
+        ),
         Error::NoLeader => (Code::Unavailable, "etcdserver: no leader"),
         Error::NotLeader => (Code::FailedPrecondition, "etcdserver: not leader"),
         Error::LeaderChanged => (Code::Unavailable, "etcdserver: leader changed"),

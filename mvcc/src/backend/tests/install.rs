@@ -127,9 +127,12 @@ fn open(dir: &Path, engine: EngineKind) -> Arc<Store> {
 
 fn install(store: &Store) {
     let mut snapshot = state(NEW).snapshot().unwrap();
-    store
-        .install(|| snapshot.next_chunk().map_err(std::io::Error::other))
+    let received = store
+        .receiver()
+        .unwrap()
+        .receive(|| snapshot.next_chunk().map_err(std::io::Error::other))
         .unwrap();
+    store.install(received).unwrap();
 }
 
 /// A store in memory as of applied index `applied`.

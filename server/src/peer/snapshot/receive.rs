@@ -1,18 +1,21 @@
 //! The receiving side: one snapshot at a time, kept for a while when its transfer breaks off.
+//!
+//! ```text
+//! messages ──> Receiving ──chunks──> a thread that takes them in ──> Received ──> raft, which has it installed
+//!                  └── breaks off: parked with its thread, for the same snapshot to go on, or given up
+//! ```
+//! The chunks are taken in as they come. That the last of them was there is told when its end has arrived and agrees with all
+//! of them; a transfer that is given up never tells, and then nothing of it is left.
 
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use kv_proto::peerpb::snapshot_request::Part;
 use kv_proto::peerpb::{SnapshotBegin, SnapshotChunk, SnapshotEnd, SnapshotRequest};
-use kv_raft::{Applied, SnapshotSource};
-use kv_wal::fs::RealFs;
-use kv_wal::snapshot_file::{SnapshotReader, SnapshotWriter};
+use kv_raft::SnapshotSource;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio::task::JoinHandle;
@@ -26,15 +29,19 @@ use super::{CHUNKS_AHEAD, SILENCE_MAX};
 const PARKED: Duration = Duration::from_secs(60);
 /// How long a transfer waits for one that it takes the place of.
 const TAKE_OVER_MAX: Duration = Duration::from_secs(5);
-/// What the names of incoming snapshots begin with. Each has a number of its own, since the writer of a transfer that was
-/// given up may still be busy when the next begins.
-const PREFIX: &str = "incoming-";
-static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// Gives the next chunk, and none after the last one, once all were verified. Blocks.
+pub(in crate::peer) type NextChunk<'a> = dyn FnMut() -> io::Result<Option<Bytes>> + 'a;
+
+/// Takes in one snapshot, to its end; after an error nothing of it is left. Runs on a thread that may block, for several
+/// transfers at once if some of them were given up.
+pub(in crate::peer) type TakeIn =
+    dyn Fn(&mut NextChunk<'_>) -> io::Result<Box<dyn SnapshotSource>> + Send + Sync;
 
 /// Where snapshots arrive. Clones share it.
 #[derive(Clone)]
 pub(in crate::peer) struct Incoming {
-    dir: PathBuf,
+    take_in: Arc<TakeIn>,
     slot: Arc<tokio::sync::Mutex<Slot>>,
     /// Ends the transfer that holds the slot: another one wants it.
     current: Arc<Mutex<CancellationToken>>,
@@ -55,7 +62,7 @@ type Origin = (u64, u64);
 struct Partial {
     origin: Origin,
     chunks: mpsc::Sender<Option<Bytes>>,
-    writing: JoinHandle<kv_wal::Result<IncomingFile>>,
+    taking_in: JoinHandle<io::Result<Box<dyn SnapshotSource>>>,
     crc: crc32fast::Hasher,
     bytes: u64,
 }
@@ -78,7 +85,14 @@ pub(in crate::peer) enum Beginning {
     Installed(Bytes),
 }
 
-/// A snapshot that has arrived completely.
+/// A snapshot of which all bytes have arrived, or which could not be taken in.
+pub(in crate::peer) struct Arrived {
+    slot: OwnedMutexGuard<Slot>,
+    header: Bytes,
+    partial: Partial,
+}
+
+/// A snapshot that was taken in completely.
 pub(in crate::peer) struct Received {
     pub(in crate::peer) header: Bytes,
     pub(in crate::peer) source: Box<dyn SnapshotSource>,
@@ -88,11 +102,10 @@ pub(in crate::peer) struct Received {
 }
 
 impl Incoming {
-    /// Snapshots are kept in `dir` until they are installed; what an earlier process left there is removed.
-    pub(in crate::peer) fn new(dir: PathBuf) -> Incoming {
-        clear(&dir);
+    /// Each snapshot goes through `take_in`.
+    pub(in crate::peer) fn new(take_in: Arc<TakeIn>) -> Incoming {
         Incoming {
-            dir,
+            take_in,
             slot: Arc::default(),
             current: Arc::default(),
         }
@@ -122,7 +135,7 @@ impl Incoming {
         let parked = slot.parked.take();
         let parked =
             parked.filter(|parked| parked.origin == origin && id != 0 && parked.is_sound());
-        let partial = parked.unwrap_or_else(|| Partial::begin(&self.dir, origin));
+        let partial = parked.unwrap_or_else(|| Partial::begin(self.take_in.clone(), origin));
         Ok(Beginning::Rest(Box::new(Receiving {
             slot,
             incoming: self.clone(),
@@ -159,8 +172,8 @@ impl Receiving {
         mut self,
         messages: &mut (impl Stream<Item = Result<SnapshotRequest, Status>> + Unpin),
         mut arrived: impl FnMut(&Receiving, u64),
-    ) -> Result<Received, Status> {
-        let end = loop {
+    ) -> Result<Arrived, Status> {
+        loop {
             let replaced = self.replaced.clone();
             let message = tokio::select! {
                 message = next(messages) => message,
@@ -170,32 +183,32 @@ impl Receiving {
                 Ok(Some(Part::Chunk(chunk))) => {
                     let bytes = chunk.data.len() as u64;
                     if !self.partial.take(chunk).await? {
-                        // The file cannot be written, and the writer says why.
-                        break None;
+                        // It cannot be taken in, and the thread says why.
+                        break;
                     }
                     arrived(&self, bytes);
                 }
-                Ok(Some(Part::End(end))) => break Some(end),
+                Ok(Some(Part::End(end))) => {
+                    self.partial.end(end).await?;
+                    break;
+                }
                 Ok(Some(Part::Begin(_))) => {
                     return Err(Status::invalid_argument("a snapshot begins in another"));
                 }
                 Ok(None) => return Err(self.park(Status::aborted("the snapshot broke off"))),
                 Err(status) => return Err(self.park(status)),
             }
-        };
+        }
         let Receiving {
             slot,
             header,
             partial,
             ..
         } = self;
-        let origin = partial.origin;
-        let source = Box::new(partial.finish(end).await?);
-        Ok(Received {
-            header,
-            source,
-            origin,
+        Ok(Arrived {
             slot,
+            header,
+            partial,
         })
     }
 
@@ -213,6 +226,33 @@ impl Receiving {
             tokio::spawn(expire);
         }
         status
+    }
+}
+
+impl Arrived {
+    /// Waits until all of it is taken in.
+    pub(in crate::peer) async fn taken_in(self) -> Result<Received, Status> {
+        let Arrived {
+            slot,
+            header,
+            partial,
+        } = self;
+        let Partial {
+            origin,
+            chunks,
+            taking_in,
+            ..
+        } = partial;
+        drop(chunks);
+        let taken_in = taking_in
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Received {
+            header,
+            source: taken_in.map_err(|error| Status::internal(error.to_string()))?,
+            origin,
+            slot,
+        })
     }
 }
 
@@ -241,26 +281,29 @@ impl Installing {
 }
 
 impl Partial {
-    fn begin(dir: &Path, origin: Origin) -> Partial {
-        let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = dir.join(format!("{PREFIX}{number}.snap"));
-        let (chunks, incoming) = mpsc::channel(CHUNKS_AHEAD);
-        let writing = tokio::task::spawn_blocking(move || write_file(path, incoming));
+    fn begin(take_in: Arc<TakeIn>, origin: Origin) -> Partial {
+        let (chunks, mut incoming) = mpsc::channel(CHUNKS_AHEAD);
+        let taking_in = tokio::task::spawn_blocking(move || {
+            take_in(&mut || {
+                let given_up = || io::Error::other("its transfer was given up");
+                incoming.blocking_recv().ok_or_else(given_up)
+            })
+        });
         Partial {
             origin,
             chunks,
-            writing,
+            taking_in,
             crc: crc32fast::Hasher::new(),
             bytes: 0,
         }
     }
 
-    /// Whether the writer still takes chunks.
+    /// Whether the thread still takes chunks.
     fn is_sound(&self) -> bool {
-        !self.writing.is_finished()
+        !self.taking_in.is_finished()
     }
 
-    /// Hands a chunk to the writer; whether it takes any.
+    /// Hands a chunk to the thread; whether it takes any.
     async fn take(&mut self, chunk: SnapshotChunk) -> Result<bool, Status> {
         let SnapshotChunk { data, crc } = chunk;
         if crc32fast::hash(&data) != crc {
@@ -271,33 +314,18 @@ impl Partial {
         Ok(self.chunks.send(Some(data)).await.is_ok())
     }
 
-    /// The complete file, if all that was sent has arrived. Without an end, the writer has failed and says why.
-    async fn finish(self, end: Option<SnapshotEnd>) -> Result<IncomingFile, Status> {
-        let Partial {
-            chunks,
-            writing,
-            crc,
-            bytes,
-            ..
-        } = self;
-        let mut checked = Ok(());
-        if let Some(end) = end {
-            let crc = crc.finalize();
-            let have = SnapshotEnd { bytes, crc };
-            if end == have {
-                // If this fails the writer has, and says why.
-                let _ = chunks.send(None).await;
-            } else {
-                let text = format!("{have:?} arrived and {end:?} was sent");
-                checked = Err(Status::data_loss(text));
-            }
+    /// Tells the thread that this is all, if it is what was sent.
+    async fn end(&mut self, end: SnapshotEnd) -> Result<(), Status> {
+        let crc = self.crc.clone().finalize();
+        let bytes = self.bytes;
+        let have = SnapshotEnd { bytes, crc };
+        if end != have {
+            let text = format!("{have:?} arrived and {end:?} was sent");
+            return Err(Status::data_loss(text));
         }
-        drop(chunks);
-        let written = writing
-            .await
-            .map_err(|error| Status::internal(error.to_string()))?;
-        checked?;
-        written.map_err(|error| Status::internal(error.to_string()))
+        // If this fails the thread has, and says why.
+        let _ = self.chunks.send(None).await;
+        Ok(())
     }
 }
 
@@ -307,62 +335,5 @@ async fn next(
     match timeout(SILENCE_MAX, messages.next()).await {
         Ok(message) => Ok(message.transpose()?.and_then(|message| message.part)),
         Err(_) => Err(Status::deadline_exceeded("the sender has fallen silent")),
-    }
-}
-
-/// Removes what an earlier process left behind.
-fn clear(dir: &Path) {
-    for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if !file.file_name().to_string_lossy().starts_with(PREFIX) {
-            continue;
-        }
-        if let Err(error) = std::fs::remove_file(file.path()) {
-            tracing::warn!(file = %file.path().display(), %error, "cannot remove an old snapshot");
-        }
-    }
-}
-
-/// Writes chunks until `None`, which makes the file complete; a channel that closes before leaves nothing.
-fn write_file(
-    path: PathBuf,
-    mut chunks: mpsc::Receiver<Option<Bytes>>,
-) -> kv_wal::Result<IncomingFile> {
-    let mut writer = SnapshotWriter::create(Arc::new(RealFs), &path)?;
-    loop {
-        match chunks.blocking_recv() {
-            Some(Some(chunk)) => writer.write(&chunk)?,
-            Some(None) => break,
-            None => {
-                return Err(kv_wal::Error::Closed);
-            }
-        }
-    }
-    writer.finish()?;
-    let reader = SnapshotReader::open(&RealFs, &path)?;
-    Ok(IncomingFile { path, reader })
-}
-
-/// A received snapshot; the file goes with it.
-struct IncomingFile {
-    path: PathBuf,
-    reader: SnapshotReader,
-}
-
-impl SnapshotSource for IncomingFile {
-    fn applied(&self) -> Applied {
-        // What it contains is in its header, which raft reads.
-        Applied::default()
-    }
-
-    fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
-        self.reader.next_chunk().map_err(io::Error::other)
-    }
-}
-
-impl Drop for IncomingFile {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(file = %self.path.display(), %error, "cannot remove a snapshot");
-        }
     }
 }
