@@ -91,7 +91,13 @@ async fn damaged_value_is_found_in_the_background() {
     }
     member.stop();
     let file = data.join("member/db/1/data.redb");
-    flip(&file, position(&file, b"value-20;").unwrap());
+    let mut copies = 0;
+    // Pages that are free by now may have it too.
+    while let Some(at) = position(&file, b"value-20;") {
+        flip(&file, at);
+        copies += 1;
+    }
+    assert!(copies > 0);
 
     let member = Member::start(&data, &[]).await;
 
