@@ -387,11 +387,6 @@ impl Node {
         self.inner.applied.clone()
     }
 
-    /// Newest index that is on this member's disk.
-    pub fn flushed_index(&self) -> u64 {
-        self.inner.log.flushed_index()
-    }
-
     /// Newest index that this member can no longer send as an entry: a member behind it needs a snapshot.
     pub fn purged_index(&self) -> u64 {
         self.inner.log.purged_index()

@@ -239,7 +239,6 @@ impl Cluster {
             host: place.host.clone(),
             env: place.env.clone(),
             wrapper: place.wrapper.clone(),
-            ..KvdOptions::default()
         };
         let kvd = Kvd::start_on(
             &place.data_dir,

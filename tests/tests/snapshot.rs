@@ -11,6 +11,8 @@ use kv_proto::etcdserverpb::cluster_client::ClusterClient;
 use kv_proto::etcdserverpb::{CompactionRequest, PutRequest, kv_client::KvClient};
 use kv_tests::cluster::{Cluster, until};
 use kv_tests::link::Link;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
 /// A short log, purged after as few entries.
@@ -222,7 +224,8 @@ async fn fill_large(cluster: &Cluster, n: usize, count: usize, bytes: usize) -> 
         let mut kv = KvClient::new(cluster.channel(n).await?);
         writers.spawn(async move {
             for entry in (writer..count).step_by(WRITERS) {
-                let value: Vec<u8> = (0..bytes).map(|_| rand::random()).collect();
+                let mut value = vec![0; bytes];
+                StdRng::seed_from_u64(entry as u64).fill_bytes(&mut value);
                 let put = PutRequest {
                     key: format!("large-{entry}").into(),
                     value: value.into(),

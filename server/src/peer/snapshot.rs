@@ -26,8 +26,8 @@ use tokio_stream::wrappers::ReceiverStream;
 const CHUNKS_AHEAD: usize = 2;
 /// Most bytes of one message; larger chunks of the source are split.
 const CHUNK_BYTES_MAX: usize = 512 << 10;
-/// A snapshot leaves the disk, the processor and the network to those who write meanwhile: 1 GiB takes 16 s.
-const BYTES_PER_SEC_MAX: u64 = 64 << 20;
+/// A snapshot leaves the disk, the processor and the network to those who write meanwhile: 1 GiB takes 21 s.
+const BYTES_PER_SEC_MAX: u64 = 48 << 20;
 /// Silence of the other side after which a transfer is given up.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
 
