@@ -5,6 +5,8 @@
 //! running cluster, which must have added it before; it starts empty and is contacted by the leader.
 //! Source: etcd v3.7, etcdserver/bootstrap.go and cluster_util.go; texts are etcd's where it has one.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, bail};
 
 use crate::cluster::{self, Member};
@@ -16,6 +18,10 @@ use crate::{apply, build, discovery};
 /// Formats this build writes, recorded in the folder's meta file.
 const WAL_FORMAT: u32 = 1;
 const STORE_FORMAT: u32 = 1;
+
+/// How long a member that joins looks for one of its cluster that answers, and between two looks.
+const JOIN_PATIENCE: Duration = Duration::from_secs(10);
+const JOIN_PAUSE: Duration = Duration::from_millis(500);
 
 /// What the folder says about its owner, or what was derived for a new one.
 pub(crate) struct Bootstrap {
@@ -218,7 +224,7 @@ async fn begin_joining(
     connector: &Connector,
     named: &[Named],
 ) -> Result<(u64, u64, Beginning)> {
-    let remote = ask_others(config, connector, named)
+    let remote = ask_patiently(config, connector, named)
         .await
         .context("cannot fetch cluster info from peer urls")?;
     if let Some(needed) = remote.version.filter(|v| *v > build::cluster_version()) {
@@ -317,6 +323,21 @@ async fn check_advertised(own: &Named, advertised: &[Url]) -> Result<()> {
         list(&own.urls),
         list(advertised)
     );
+}
+
+/// As [`ask_others`], again and again for [`JOIN_PATIENCE`]: busy members answer late.
+async fn ask_patiently(
+    config: &Config,
+    connector: &Connector,
+    named: &[Named],
+) -> Result<RemoteCluster> {
+    let begun = Instant::now();
+    loop {
+        match ask_others(config, connector, named).await {
+            Err(_) if begun.elapsed() < JOIN_PATIENCE => tokio::time::sleep(JOIN_PAUSE).await,
+            answered => return answered,
+        }
+    }
 }
 
 /// Asks every other member of `--initial-cluster` until one answers.
