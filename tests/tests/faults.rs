@@ -6,15 +6,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kv_proto::etcdserverpb::RangeRequest;
+use anyhow::{Context, Result, bail, ensure};
 use kv_proto::etcdserverpb::kv_client::KvClient;
+use kv_proto::etcdserverpb::{PutRequest, RangeRequest};
 use kv_tests::cluster::{Cluster, until};
 use kv_tests::faults::{self, Crowd, Kind, Options, has_disk_faults};
 use kv_tests::kvd_binary;
 use kv_tests::mesh::Mesh;
 use kv_tests::skip::skipped;
 use rustix::process::Signal;
+use tokio::task::JoinSet;
 
 /// What a run of a minute may do.
 fn short(kinds: &[Kind], keep: &std::path::Path) -> Options {
@@ -184,7 +185,7 @@ async fn one_way_partition_lets_writes_pass_and_heals() -> Result<()> {
 }
 
 /// A cluster whose members' disks are steered by files; none, said loudly, if kvd has no such seam.
-fn with_steered_disks() -> Option<Cluster> {
+fn with_steered_disks(members: usize) -> Option<Cluster> {
     if !has_disk_faults(&kvd_binary()) {
         skipped(
             "kvd is built without the feature disk-faults (cargo build -p kv-server --features disk-faults)",
@@ -192,12 +193,12 @@ fn with_steered_disks() -> Option<Cluster> {
         return None;
     }
     let mut cluster = Cluster::start(0, &[]);
-    for n in 0..3 {
+    for n in 0..members {
         let (log, control) = (log_file(&cluster, n), control_file(&cluster, n));
         cluster.add_place(&["--log-outputs", &log.to_string_lossy()]);
         cluster.set_env(n, "KVD_DISK_FAULTS", &control.to_string_lossy());
     }
-    for n in 0..3 {
+    for n in 0..members {
         cluster.start_member(n);
     }
     Some(cluster)
@@ -213,7 +214,7 @@ fn control_file(cluster: &Cluster, n: usize) -> std::path::PathBuf {
 
 #[tokio::test]
 async fn leader_with_a_stalled_disk_steps_aside() -> Result<()> {
-    let Some(cluster) = with_steered_disks() else {
+    let Some(cluster) = with_steered_disks(3) else {
         return Ok(());
     };
     let leader = cluster.leader().await?;
@@ -245,7 +246,7 @@ async fn leader_with_a_stalled_disk_steps_aside() -> Result<()> {
 
 #[tokio::test]
 async fn member_whose_fsync_fails_stops_and_logs_the_cause() -> Result<()> {
-    let Some(mut cluster) = with_steered_disks() else {
+    let Some(mut cluster) = with_steered_disks(3) else {
         return Ok(());
     };
     let leader = cluster.leader().await?;
@@ -266,5 +267,45 @@ async fn member_whose_fsync_fails_stops_and_logs_the_cause() -> Result<()> {
         cluster.leader().await?;
         cluster.converged().await?;
     }
+    Ok(())
+}
+
+/// Trap 17: openraft bounds what is under way in entries; a member bounds it in bytes, 64 MiB.
+#[tokio::test]
+async fn writes_that_a_disk_holds_up_are_bounded_in_bytes() -> Result<()> {
+    const CLIENTS: usize = 80;
+    let Some(cluster) = with_steered_disks(1) else {
+        return Ok(());
+    };
+    let kv = KvClient::new(cluster.channel(0).await?);
+    let control = control_file(&cluster, 0);
+    std::fs::write(&control, "stall")?;
+    let mut writers = JoinSet::new();
+    for n in 0..CLIENTS {
+        let mut kv = kv.clone();
+        let put = PutRequest {
+            key: format!("large-{n}").into(),
+            value: vec![7; 1 << 20].into(),
+            ..Default::default()
+        };
+        writers.spawn(async move { kv.put(put).await });
+    }
+
+    let (mut written, mut refused) = (0, 0);
+    while let Some(outcome) = writers.join_next().await {
+        match outcome? {
+            Ok(_) => written += 1,
+            Err(status) if status.message() == "etcdserver: too many requests" => {
+                refused += 1;
+                if refused == 1 {
+                    std::fs::remove_file(&control)?;
+                }
+            }
+            Err(status) => bail!("neither written nor refused: {status}"),
+        }
+    }
+
+    assert!(refused > 0, "{written} written");
+    assert_eq!(written + refused, CLIENTS);
     Ok(())
 }
