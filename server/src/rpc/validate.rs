@@ -311,9 +311,12 @@ mod tests {
         };
         assert_eq!(range(&sorted), Err(Error::InvalidSortOption));
     }
+    /// Keys put, and ranges deleted as they stand in the requests.
+    type Plain = (HashSet<Bytes>, Vec<(Bytes, Bytes)>);
+
     /// The rule as it reads, with every put compared to every delete.
-    fn changes_one_by_one(ops: &[RequestOp]) -> Result<(HashSet<Bytes>, Vec<(Bytes, Bytes)>)> {
-        let (mut puts, mut deletes) = (HashSet::<Bytes>::new(), Vec::<(Bytes, Bytes)>::new());
+    fn changes_one_by_one(ops: &[RequestOp]) -> Result<Plain> {
+        let (mut puts, mut deletes) = Plain::default();
         let add = |key: &Bytes, puts: &mut HashSet<Bytes>, deletes: &[(Bytes, Bytes)]| {
             let is_deleted = deletes.iter().any(|(start, end)| match end.is_empty() {
                 true => key == start,
