@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use kv_proto::etcdserverpb::RangeRequest;
 use kv_proto::etcdserverpb::kv_client::KvClient;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tonic::transport::{Channel, Endpoint};
 
 /// What a member without others says about where it is; nobody calls it there.
@@ -130,18 +132,11 @@ impl Kvd {
     /// Asks the process to stop and waits for its exit status.
     pub fn terminate(&mut self) -> std::process::ExitStatus {
         self.signal(Signal::TERM).expect("the child can be told");
-        let deadline = Instant::now() + START_LIMIT;
-        loop {
-            let status = self.child.try_wait().expect("the child can be waited for");
-            if let Some(status) = status {
-                return status;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "kvd goes on {START_LIMIT:?} after it was asked to stop"
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        assert!(
+            ends_within(&self.child, START_LIMIT),
+            "kvd goes on {START_LIMIT:?} after it was asked to stop"
+        );
+        self.child.wait().expect("the child can be waited for")
     }
 
     /// Sends a signal to the process, which must not have been seen to end.
@@ -172,6 +167,16 @@ impl Drop for Kvd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether a process ends within `limit`.
+fn ends_within(child: &Child, limit: Duration) -> bool {
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty());
+    let process = process.expect("the child can be watched");
+    let limit = limit.try_into().expect("a limit is no age");
+    let mut ended = [PollFd::new(&process, PollFlags::IN)];
+    let count = retry_on_intr(|| poll(&mut ended, Some(&limit)));
+    count.expect("a process can be polled") > 0
 }
 
 /// A connection on which a member has answered, within [`PROBE_LIMIT`].

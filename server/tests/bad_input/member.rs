@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use kv_proto::etcdserverpb::kv_client::KvClient;
 use kv_proto::etcdserverpb::{PutRequest, RangeRequest};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
+use rustix::process::{PidfdFlags, pidfd_open};
 use tempfile::NamedTempFile;
 use tonic::transport::{Channel, Endpoint};
 
@@ -109,14 +112,11 @@ impl Member {
     pub(crate) fn stop(mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let deadline = Instant::now() + LIMIT;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < deadline, "kvd goes on: {}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        };
+        let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let mut ended = [PollFd::new(&process, PollFlags::IN)];
+        let count = retry_on_intr(|| poll(&mut ended, Some(&LIMIT.try_into().unwrap()))).unwrap();
+        assert!(count > 0, "kvd goes on: {}", self.log());
+        let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}: {}", self.log());
     }
 }

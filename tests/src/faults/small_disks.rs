@@ -52,6 +52,11 @@ async fn fill_and_recover() -> Result<String> {
     }
     cluster.leader().await?;
 
+    for n in 0..MEMBERS {
+        // One each to delete through the member below.
+        let key = spare(n);
+        until("a write on an empty disk", || cluster.put(n, &key, "v")).await?;
+    }
     let written = fill(&cluster).await?;
     ensure!(written > 100, "only {written} puts fit");
     for n in 0..MEMBERS {
@@ -85,27 +90,26 @@ async fn fill_and_recover() -> Result<String> {
         "{} of {written} keys were there",
         deleted.deleted
     );
-    let revision = deleted.header.context("a deletion has a header")?.revision;
-    let request = CompactionRequest {
-        revision,
-        physical: true,
-    };
-    kv.compact(request)
-        .await
-        .context("a compaction on a full disk")?;
     for n in 0..MEMBERS {
-        let mut maintenance = MaintenanceClient::new(cluster.channel(n).await?);
-        let deadline = Instant::now() + LIMIT / 3;
-        // The answer to the compaction says that one member has removed what is dead; until the others have, a copy of it
-        // may find no room, and says so.
-        while let Err(status) = maintenance.defragment(DefragmentRequest {}).await {
-            let is_full = status.message().contains("No space left on device");
-            ensure!(
-                is_full && Instant::now() < deadline,
-                "a defragmentation on a full disk: {status}"
-            );
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        // The answer to a physical compaction says that this very member has removed what is dead.
+        let channel = cluster.channel(n).await?;
+        let mut kv = KvClient::new(channel.clone());
+        let request = DeleteRangeRequest {
+            key: spare(n).into(),
+            ..Default::default()
+        };
+        let deleted = kv.delete_range(request).await?.into_inner();
+        let request = CompactionRequest {
+            revision: deleted.header.context("a deletion has a header")?.revision,
+            physical: true,
+        };
+        kv.compact(request)
+            .await
+            .context("a compaction on a full disk")?;
+        MaintenanceClient::new(channel)
+            .defragment(DefragmentRequest {})
+            .await
+            .context("a defragmentation on a full disk")?;
     }
     resume(&cluster).await?;
     for n in 0..MEMBERS {
@@ -117,6 +121,11 @@ async fn fill_and_recover() -> Result<String> {
     Ok(format!(
         "with {written} puts of 200 kB, member {restarted} restarted on a full one"
     ))
+}
+
+/// A key that is there only to be deleted through member `n`.
+fn spare(n: usize) -> String {
+    format!("spare/{n}")
 }
 
 /// Puts until there is no space, through each member in turn; how many were taken.

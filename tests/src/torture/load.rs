@@ -4,11 +4,12 @@
 //! share. A client waits for an answer before it asks again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use futures_util::future::select_all;
 use kv_proto::etcdserverpb::kv_client::KvClient;
 use kv_proto::etcdserverpb::lease_client::LeaseClient;
 use kv_proto::etcdserverpb::request_op::Request;
@@ -16,6 +17,7 @@ use kv_proto::etcdserverpb::{LeaseRevokeRequest, ResponseHeader};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::time::ClockId;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
@@ -51,7 +53,7 @@ struct Control {
     stop: AtomicBool,
     /// The member may be gone: a call without an answer is no failure.
     may_fail: AtomicBool,
-    answered: AtomicU64,
+    answered: watch::Sender<u64>,
 }
 
 /// Nanoseconds of the system clock, the one that strace prints.
@@ -77,16 +79,15 @@ impl Load {
 
     /// Waits until so many calls were answered. Errors: what ended a client before, or that it takes too long.
     pub async fn until_answered(&mut self, enough: u64) -> Result<()> {
-        let deadline = Instant::now() + ANSWER_LIMIT;
-        while self.control.answered.load(Ordering::Relaxed) < enough {
-            if let Some(ended) = self.clients.iter_mut().find(|client| client.is_finished()) {
-                ended.await??;
+        let mut answered = self.control.answered.subscribe();
+        tokio::select! {
+            _ = answered.wait_for(|answered| *answered >= enough) => Ok(()),
+            (ended, ..) = select_all(&mut self.clients) => {
+                ended??;
                 bail!("a client ended though nobody told it to");
             }
-            ensure!(Instant::now() < deadline, "the member does not answer");
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            () = tokio::time::sleep(ANSWER_LIMIT) => bail!("the member does not answer"),
         }
-        Ok(())
     }
 
     /// From now on the member may be gone.
@@ -159,7 +160,7 @@ impl Client {
             if gone {
                 break;
             }
-            control.answered.fetch_add(1, Ordering::Relaxed);
+            control.answered.send_modify(|answered| *answered += 1);
         }
         Ok(calls)
     }
