@@ -152,55 +152,73 @@ pub enum Error {
 }
 
 macro_rules! commands {
-    ($($number:literal $name:ident($message:ty),)*) => {
-        /// What a command does; the number of each kind is part of the format.
+    (
+        $(#[$doc:meta])* $set:ident, named $prefix:literal {
+            $($number:literal $name:ident($message:ty),)*
+            $(.. $group:ident($inner:ty),)?
+        }
+    ) => {
+        $(#[$doc])*
         #[allow(missing_docs)]
         #[derive(Clone, Debug, PartialEq)]
-        pub enum Body { $($name($message),)* }
+        pub enum $set { $($name($message),)* $($group($inner),)? }
 
-        impl Body {
-            /// The command version that a member must know to apply this.
-            pub fn version(&self) -> u16 {
-                if later::needs_later_build(self) {
-                    return VERSION_MAX + 1;
-                }
-                1
-            }
-
+        impl $set {
             fn kind(&self) -> u16 {
-                match self { $(Body::$name(_) => $number,)* }
+                match self {
+                    $($set::$name(_) => $number,)*
+                    $($set::$group(inner) => inner.kind(),)?
+                }
             }
 
             /// The kind's name, for metrics and logs.
             pub fn name(&self) -> &'static str {
-                match self { $(Body::$name(_) => stringify!($name),)* }
+                match self {
+                    $($set::$name(_) => concat!($prefix, stringify!($name)),)*
+                    $($set::$group(inner) => inner.name(),)?
+                }
             }
 
             fn encoded_len(&self) -> usize {
-                match self { $(Body::$name(m) => m.encoded_len(),)* }
+                match self {
+                    $($set::$name(m) => m.encoded_len(),)*
+                    $($set::$group(inner) => inner.encoded_len(),)?
+                }
             }
 
             fn encode_raw(&self, buf: &mut BytesMut) {
-                match self { $(Body::$name(m) => m.encode(buf).expect("BytesMut grows as needed"),)* }
+                match self {
+                    $($set::$name(m) => m.encode(buf).expect("BytesMut grows as needed"),)*
+                    $($set::$group(inner) => inner.encode_raw(buf),)?
+                }
             }
 
-            fn decode(kind: u16, version: u16, bytes: Bytes) -> Result<Body, Error> {
-                let len = bytes.len();
+            /// `None` if the kind is none of these.
+            fn decode(kind: u16, bytes: &Bytes) -> Option<Result<$set, Error>> {
                 match kind {
-                    $($number => {
-                        let message = <$message>::decode(bytes)
-                            .map_err(|e| Error::Malformed { kind, reason: e.to_string() })?;
-                        // prost skips what it does not know; a canonical encoding that comes out shorter had more in it.
-                        if message.encoded_len() != len {
-                            return Err(Error::UnknownField { kind });
-                        }
-                        Ok(Body::$name(message))
-                    })*
-                    _ => Err(Error::Unknown { kind, version }),
+                    $($number => return Some(message::<$message>(kind, bytes.clone()).map($set::$name)),)*
+                    _ => {}
                 }
+                let found = None;
+                $(let found = found.or_else(|| <$inner>::decode(kind, bytes)).map(|inner| inner.map($set::$group));)?
+                found
             }
         }
     };
+}
+
+/// The message of a kind.
+fn message<M: Message + Default>(kind: u16, bytes: Bytes) -> Result<M, Error> {
+    let len = bytes.len();
+    let message = M::decode(bytes).map_err(|e| Error::Malformed {
+        kind,
+        reason: e.to_string(),
+    })?;
+    // prost skips what it does not know; a canonical encoding that comes out shorter had more in it.
+    if message.encoded_len() != len {
+        return Err(Error::UnknownField { kind });
+    }
+    Ok(message)
 }
 
 /// The newest command version this build writes and applies.
@@ -241,36 +259,56 @@ pub mod later {
 }
 
 commands! {
-    1 Put(PutRequest),
-    2 DeleteRange(DeleteRangeRequest),
-    3 Txn(TxnRequest),
-    4 Compaction(CompactionRequest),
-    5 LeaseGrant(LeaseGrantRequest),
-    6 LeaseRevoke(LeaseRevokeRequest),
-    7 LeaseCheckpoint(LeaseCheckpointRequest),
-    8 Alarm(AlarmRequest),
-    9 MemberPublish(MemberPublish),
-    10 ClusterVersionSet(ClusterVersionSet),
-    11 MemberAdd(MemberAdd),
-    12 MemberPromote(MemberPromote),
-    13 MemberRemove(MemberRemove),
-    14 MemberUpdate(MemberUpdate),
-    20 ClusterBegin(ClusterBegin),
-    24 DowngradeSet(DowngradeSet),
-    25 ClusterForce(ClusterForce),
-    32 AuthEnable(AuthEnable),
-    33 AuthDisable(AuthDisable),
-    34 Authenticate(Authenticate),
-    35 AuthUserAdd(AuthUserAdd),
-    36 AuthUserDelete(AuthUserDeleteRequest),
-    37 AuthUserChangePassword(AuthUserChangePassword),
-    38 AuthUserGrantRole(AuthUserGrantRoleRequest),
-    39 AuthUserRevokeRole(AuthUserRevokeRoleRequest),
-    40 AuthRoleAdd(AuthRoleAddRequest),
-    41 AuthRoleDelete(AuthRoleDeleteRequest),
-    42 AuthRoleGrantPermission(AuthRoleGrantPermissionRequest),
-    43 AuthRoleRevokePermission(AuthRoleRevokePermissionRequest),
-    60 QuotaAlarm(QuotaAlarm),
+    /// What a command does; the number of each kind is part of the format.
+    Body, named "" {
+        1 Put(PutRequest),
+        2 DeleteRange(DeleteRangeRequest),
+        3 Txn(TxnRequest),
+        4 Compaction(CompactionRequest),
+        5 LeaseGrant(LeaseGrantRequest),
+        6 LeaseRevoke(LeaseRevokeRequest),
+        7 LeaseCheckpoint(LeaseCheckpointRequest),
+        8 Alarm(AlarmRequest),
+        9 MemberPublish(MemberPublish),
+        10 ClusterVersionSet(ClusterVersionSet),
+        11 MemberAdd(MemberAdd),
+        12 MemberPromote(MemberPromote),
+        13 MemberRemove(MemberRemove),
+        14 MemberUpdate(MemberUpdate),
+        20 ClusterBegin(ClusterBegin),
+        24 DowngradeSet(DowngradeSet),
+        25 ClusterForce(ClusterForce),
+        34 Authenticate(Authenticate),
+        60 QuotaAlarm(QuotaAlarm),
+        .. Auth(AuthChange),
+    }
+}
+
+commands! {
+    /// A change of users, of roles, or of whether auth is enabled.
+    AuthChange, named "Auth" {
+        32 Enable(AuthEnable),
+        33 Disable(AuthDisable),
+        35 UserAdd(AuthUserAdd),
+        36 UserDelete(AuthUserDeleteRequest),
+        37 UserChangePassword(AuthUserChangePassword),
+        38 UserGrantRole(AuthUserGrantRoleRequest),
+        39 UserRevokeRole(AuthUserRevokeRoleRequest),
+        40 RoleAdd(AuthRoleAddRequest),
+        41 RoleDelete(AuthRoleDeleteRequest),
+        42 RoleGrantPermission(AuthRoleGrantPermissionRequest),
+        43 RoleRevokePermission(AuthRoleRevokePermissionRequest),
+    }
+}
+
+impl Body {
+    /// The command version that a member must know to apply this.
+    pub fn version(&self) -> u16 {
+        if later::needs_later_build(self) {
+            return VERSION_MAX + 1;
+        }
+        1
+    }
 }
 
 impl Command {
@@ -310,7 +348,7 @@ impl Command {
             origin,
             request_id,
             caller,
-            body: Body::decode(kind, version, bytes)?,
+            body: Body::decode(kind, &bytes).unwrap_or(Err(Error::Unknown { kind, version }))?,
         })
     }
 }
@@ -355,7 +393,7 @@ mod tests {
             assert_eq!(Command::decode(command.encode()), Ok(command));
         }
         let of_auth = Command {
-            body: Body::AuthEnable(AuthEnable {}),
+            body: Body::Auth(AuthChange::Enable(AuthEnable {})),
             ..put()
         };
         assert_eq!(Command::decode(of_auth.encode()), Ok(of_auth));

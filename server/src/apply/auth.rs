@@ -1,15 +1,15 @@
 //! Users, roles and tokens as entries. Whether a caller may have them applied was checked before.
 
 use kv_mvcc::backend::Op;
-use kv_proto::command::Body;
+use kv_proto::command::AuthChange;
 use kv_proto::commandpb::Authenticate;
 
 use super::{Applier, Outcome, Response};
 
 impl Applier {
     /// Changes users, roles, or whether auth is enabled.
-    pub(super) fn auth_change(&mut self, body: &Body, mut extra: Vec<Op>) -> Outcome {
-        let changed = self.auth.apply(body);
+    pub(super) fn auth_change(&mut self, change: &AuthChange, mut extra: Vec<Op>) -> Outcome {
+        let changed = self.auth.apply(change);
         if let Ok(ops) = &changed {
             extra.extend(ops.iter().cloned());
         }

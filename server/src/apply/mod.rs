@@ -316,17 +316,7 @@ impl Applier {
             }
             Body::ClusterBegin(request) => self.cluster_begin(request, extra),
             Body::Authenticate(request) => self.authenticate(&request, extra),
-            Body::AuthEnable(_)
-            | Body::AuthDisable(_)
-            | Body::AuthUserAdd(_)
-            | Body::AuthUserDelete(_)
-            | Body::AuthUserChangePassword(_)
-            | Body::AuthUserGrantRole(_)
-            | Body::AuthUserRevokeRole(_)
-            | Body::AuthRoleAdd(_)
-            | Body::AuthRoleDelete(_)
-            | Body::AuthRoleGrantPermission(_)
-            | Body::AuthRoleRevokePermission(_) => self.auth_change(&body, extra),
+            Body::Auth(change) => self.auth_change(&change, extra),
         };
         if let Err(Error::Storage(reason)) = &outcome {
             return Err(io::Error::other(reason.clone()));

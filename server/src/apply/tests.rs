@@ -3,7 +3,7 @@
 use kv_mvcc::StoreOptions;
 use kv_mvcc::backend::{Backend, MemoryDisk, Options};
 use kv_proto::authpb::{Permission, permission::Type};
-use kv_proto::command::HEADER_BYTES;
+use kv_proto::command::{AuthChange, HEADER_BYTES};
 use kv_proto::commandpb::{
     AuthDisable, AuthEnable, AuthUserAdd, AuthUserChangePassword, Authenticate, ClusterForce,
     ClusterVersionSet, DowngradeSet, MemberAdd, MemberPromote, MemberPublish, MemberRemove,
@@ -170,11 +170,11 @@ fn examples_of_auth() -> Vec<(Caller, Body)> {
     };
     let named = |name: &str| name.to_owned();
     let add = |name: &str| {
-        Body::AuthUserAdd(AuthUserAdd {
+        Body::Auth(AuthChange::UserAdd(AuthUserAdd {
             name: named(name),
             hashed_password: "aGFzaA==".into(),
             no_password: false,
-        })
+        }))
     };
     let permission = |key: &'static str| Permission {
         perm_type: Type::Readwrite as i32,
@@ -182,18 +182,24 @@ fn examples_of_auth() -> Vec<(Caller, Body)> {
         range_end: Bytes::new(),
     };
     let grant = |role: &str, key| {
-        Body::AuthRoleGrantPermission(AuthRoleGrantPermissionRequest {
-            name: named(role),
-            perm: Some(permission(key)),
-        })
+        Body::Auth(AuthChange::RoleGrantPermission(
+            AuthRoleGrantPermissionRequest {
+                name: named(role),
+                perm: Some(permission(key)),
+            },
+        ))
     };
     let role_of = |user: &str, role: &str| {
-        Body::AuthUserGrantRole(AuthUserGrantRoleRequest {
+        Body::Auth(AuthChange::UserGrantRole(AuthUserGrantRoleRequest {
             user: named(user),
             role: named(role),
-        })
+        }))
     };
-    let role_add = |name: &str| Body::AuthRoleAdd(AuthRoleAddRequest { name: named(name) });
+    let role_add = |name: &str| {
+        Body::Auth(AuthChange::RoleAdd(AuthRoleAddRequest {
+            name: named(name),
+        }))
+    };
     let root = |revision| user("root", revision);
     vec![
         (Caller::Nobody, add("root")),
@@ -202,7 +208,10 @@ fn examples_of_auth() -> Vec<(Caller, Body)> {
         (Caller::Nobody, role_add("r")),
         (Caller::Nobody, grant("r", "a")),
         (Caller::Nobody, role_of("ann", "r")),
-        (Caller::Nobody, Body::AuthEnable(AuthEnable {})),
+        (
+            Caller::Nobody,
+            Body::Auth(AuthChange::Enable(AuthEnable {})),
+        ),
         (
             Caller::Nobody,
             Body::Authenticate(Authenticate {
@@ -217,37 +226,43 @@ fn examples_of_auth() -> Vec<(Caller, Body)> {
         (Caller::Member, Body::Put(put("m", "the member"))),
         (
             root(7),
-            Body::AuthRoleRevokePermission(AuthRoleRevokePermissionRequest {
-                role: named("r"),
-                key: "a".into(),
-                range_end: Bytes::new(),
-            }),
+            Body::Auth(AuthChange::RoleRevokePermission(
+                AuthRoleRevokePermissionRequest {
+                    role: named("r"),
+                    key: "a".into(),
+                    range_end: Bytes::new(),
+                },
+            )),
         ),
         (user("ann", 8), Body::Put(put("a", "revoked"))),
         (
             root(8),
-            Body::AuthUserChangePassword(AuthUserChangePassword {
+            Body::Auth(AuthChange::UserChangePassword(AuthUserChangePassword {
                 name: named("ann"),
                 hashed_password: "aGFzaDI=".into(),
-            }),
+            })),
         ),
         (
             root(9),
-            Body::AuthUserRevokeRole(AuthUserRevokeRoleRequest {
+            Body::Auth(AuthChange::UserRevokeRole(AuthUserRevokeRoleRequest {
                 name: named("ann"),
                 role: named("r"),
-            }),
+            })),
         ),
         (
             root(10),
-            Body::AuthRoleDelete(AuthRoleDeleteRequest { role: named("r") }),
+            Body::Auth(AuthChange::RoleDelete(AuthRoleDeleteRequest {
+                role: named("r"),
+            })),
         ),
         (
             root(11),
-            Body::AuthUserDelete(AuthUserDeleteRequest { name: named("ann") }),
+            Body::Auth(AuthChange::UserDelete(AuthUserDeleteRequest {
+                name: named("ann"),
+            })),
         ),
         (root(12), Body::Put(put("r", "root"))),
-        (root(12), Body::AuthDisable(AuthDisable {})),
+        (root(12), Body::Auth(AuthChange::Disable(AuthDisable {}))),
         (Caller::Nobody, Body::Put(put("n", "nobody"))),
     ]
 }

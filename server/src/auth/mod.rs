@@ -25,7 +25,7 @@ use http::header::AUTHORIZATION;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use kv_mvcc::backend::{Backend, Op};
 use kv_mvcc::lease::Lessor;
-use kv_proto::command::{Body, Caller};
+use kv_proto::command::{AuthChange, Body, Caller};
 use kv_raft::{Node, ReadError};
 
 use self::password::Passwords;
@@ -150,16 +150,16 @@ impl Auth {
     }
 
     /// Carries out a command of auth that is permitted; returns what to store. For the apply loop alone.
-    pub(crate) fn apply(&self, body: &Body) -> Result<Vec<Op>> {
-        let (next, ops) = self.state.load().changed(body)?;
+    pub(crate) fn apply(&self, change: &AuthChange) -> Result<Vec<Op>> {
+        let (next, ops) = self.state.load().changed(change)?;
         if ops.is_empty() {
             return Ok(ops);
         }
         self.state.store(Arc::new(next));
-        match body {
-            Body::AuthDisable(_) => self.end_tokens(None),
-            Body::AuthUserDelete(request) => self.end_tokens(Some(&request.name)),
-            Body::AuthUserChangePassword(request) => self.end_tokens(Some(&request.name)),
+        match change {
+            AuthChange::Disable(_) => self.end_tokens(None),
+            AuthChange::UserDelete(request) => self.end_tokens(Some(&request.name)),
+            AuthChange::UserChangePassword(request) => self.end_tokens(Some(&request.name)),
             _ => {}
         }
         Ok(ops)

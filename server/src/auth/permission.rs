@@ -32,19 +32,7 @@ impl State {
             Body::Alarm(request) if request.action == AlarmAction::Get as i32 => {
                 self.check_named(caller)
             }
-            Body::Alarm(_)
-            | Body::Compaction(_)
-            | Body::AuthEnable(_)
-            | Body::AuthDisable(_)
-            | Body::AuthUserAdd(_)
-            | Body::AuthUserDelete(_)
-            | Body::AuthUserChangePassword(_)
-            | Body::AuthUserGrantRole(_)
-            | Body::AuthUserRevokeRole(_)
-            | Body::AuthRoleAdd(_)
-            | Body::AuthRoleDelete(_)
-            | Body::AuthRoleGrantPermission(_)
-            | Body::AuthRoleRevokePermission(_) => self.check_admin(caller),
+            Body::Alarm(_) | Body::Compaction(_) | Body::Auth(_) => self.check_admin(caller),
             // A password was compared; and what members say of themselves, which clients cannot propose.
             Body::Authenticate(_)
             | Body::LeaseCheckpoint(_)

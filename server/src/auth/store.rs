@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use kv_mvcc::backend::{Backend, Keyspace, Op};
 use kv_proto::authpb::{self, Permission};
-use kv_proto::command::{Body, Caller};
+use kv_proto::command::{AuthChange, Caller};
 use kv_proto::commandpb::{AuthUserAdd, AuthUserChangePassword};
 use kv_proto::etcdserverpb::{
     AuthRoleGrantPermissionRequest, AuthRoleRevokePermissionRequest, AuthUserGrantRoleRequest,
@@ -177,44 +177,25 @@ impl State {
         }
     }
 
-    /// The state after `body`, one of the commands of auth, and what to store for it. Nothing to store: no change.
-    pub(super) fn changed(&self, body: &Body) -> Result<(State, Vec<Op>)> {
+    /// The state after `change`, and what to store for it. Nothing to store: no change.
+    pub(super) fn changed(&self, change: &AuthChange) -> Result<(State, Vec<Op>)> {
         let mut next = self.clone();
-        let mut ops = match body {
-            Body::AuthEnable(_) => return self.enabled(),
-            Body::AuthDisable(_) if !self.enabled => return Ok((next, Vec::new())),
-            Body::AuthDisable(_) => {
+        let mut ops = match change {
+            AuthChange::Enable(_) => return self.enabled(),
+            AuthChange::Disable(_) if !self.enabled => return Ok((next, Vec::new())),
+            AuthChange::Disable(_) => {
                 next.enabled = false;
                 vec![put_enabled(false)]
             }
-            Body::AuthUserAdd(request) => next.user_add(request)?,
-            Body::AuthUserDelete(request) => next.user_delete(&request.name)?,
-            Body::AuthUserChangePassword(request) => next.user_change_password(request)?,
-            Body::AuthUserGrantRole(request) => next.user_grant_role(request)?,
-            Body::AuthUserRevokeRole(request) => next.user_revoke_role(request)?,
-            Body::AuthRoleAdd(request) => next.role_add(&request.name)?,
-            Body::AuthRoleDelete(request) => next.role_delete(&request.role)?,
-            Body::AuthRoleGrantPermission(request) => next.role_grant(request)?,
-            Body::AuthRoleRevokePermission(request) => next.role_revoke(request)?,
-            Body::Put(_)
-            | Body::DeleteRange(_)
-            | Body::Txn(_)
-            | Body::Compaction(_)
-            | Body::LeaseGrant(_)
-            | Body::LeaseRevoke(_)
-            | Body::LeaseCheckpoint(_)
-            | Body::Alarm(_)
-            | Body::QuotaAlarm(_)
-            | Body::Authenticate(_)
-            | Body::MemberPublish(_)
-            | Body::MemberAdd(_)
-            | Body::MemberPromote(_)
-            | Body::MemberRemove(_)
-            | Body::MemberUpdate(_)
-            | Body::ClusterBegin(_)
-            | Body::ClusterForce(_)
-            | Body::ClusterVersionSet(_)
-            | Body::DowngradeSet(_) => unreachable!("{} is no command of auth", body.name()),
+            AuthChange::UserAdd(request) => next.user_add(request)?,
+            AuthChange::UserDelete(request) => next.user_delete(&request.name)?,
+            AuthChange::UserChangePassword(request) => next.user_change_password(request)?,
+            AuthChange::UserGrantRole(request) => next.user_grant_role(request)?,
+            AuthChange::UserRevokeRole(request) => next.user_revoke_role(request)?,
+            AuthChange::RoleAdd(request) => next.role_add(&request.name)?,
+            AuthChange::RoleDelete(request) => next.role_delete(&request.role)?,
+            AuthChange::RoleGrantPermission(request) => next.role_grant(request)?,
+            AuthChange::RoleRevokePermission(request) => next.role_revoke(request)?,
         };
         if !ops.is_empty() {
             next.revision += 1;

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use kv_proto::command::{Body, Caller};
+use kv_proto::command::{AuthChange, Body, Caller};
 use kv_proto::commandpb;
 use kv_proto::etcdserverpb::auth_server::Auth;
 use kv_proto::etcdserverpb::{
@@ -40,8 +40,8 @@ impl AuthService {
     }
 
     /// Has a change applied.
-    async fn change(&self, credentials: &Credentials, body: Body) -> Result<(), Status> {
-        match self.0.propose(credentials, body).await? {
+    async fn change(&self, credentials: &Credentials, change: AuthChange) -> Result<(), Status> {
+        match self.0.propose(credentials, Body::Auth(change)).await? {
             Applied::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -102,14 +102,14 @@ impl AuthService {
 macro_rules! auth_service {
     (
         written { $($written:tt)* }
-        $($method:ident($request:ty) -> $response:ident: $body:expr;)*
+        $($method:ident($request:ty) -> $response:ident: $change:expr;)*
     ) => {
         #[tonic::async_trait]
         impl Auth for AuthService {
             $(async fn $method(&self, request: Request<$request>) -> Result<Response<$response>, Status> {
                 let credentials = credentials(&request);
-                let body = $body;
-                self.change(&credentials, body(request.into_inner())).await?;
+                let change = $change;
+                self.change(&credentials, change(request.into_inner())).await?;
                 Ok(Response::new($response { header: self.header() }))
             })*
 
@@ -170,12 +170,12 @@ auth_service! {
                 self.check_before_hashing(&credentials).await?;
                 hashed_password = self.0.auth.passwords.hash(request.password).await?;
             }
-            let body = Body::AuthUserAdd(commandpb::AuthUserAdd {
+            let change = AuthChange::UserAdd(commandpb::AuthUserAdd {
                 name: request.name,
                 hashed_password,
                 no_password,
             });
-            self.change(&credentials, body).await?;
+            self.change(&credentials, change).await?;
             let header = self.header();
             Ok(Response::new(AuthUserAddResponse { header }))
         }
@@ -192,11 +192,11 @@ auth_service! {
                 self.check_before_hashing(&credentials).await?;
                 hashed_password = self.0.auth.passwords.hash(request.password).await?;
             }
-            let body = Body::AuthUserChangePassword(commandpb::AuthUserChangePassword {
+            let change = AuthChange::UserChangePassword(commandpb::AuthUserChangePassword {
                 name: request.name,
                 hashed_password,
             });
-            self.change(&credentials, body).await?;
+            self.change(&credentials, change).await?;
             let header = self.header();
             Ok(Response::new(AuthUserChangePasswordResponse { header }))
         }
@@ -266,15 +266,15 @@ auth_service! {
         }
     }
 
-    auth_enable(AuthEnableRequest) -> AuthEnableResponse: |_| Body::AuthEnable(commandpb::AuthEnable {});
-    auth_disable(AuthDisableRequest) -> AuthDisableResponse: |_| Body::AuthDisable(commandpb::AuthDisable {});
-    user_delete(AuthUserDeleteRequest) -> AuthUserDeleteResponse: Body::AuthUserDelete;
-    user_grant_role(AuthUserGrantRoleRequest) -> AuthUserGrantRoleResponse: Body::AuthUserGrantRole;
-    user_revoke_role(AuthUserRevokeRoleRequest) -> AuthUserRevokeRoleResponse: Body::AuthUserRevokeRole;
-    role_add(AuthRoleAddRequest) -> AuthRoleAddResponse: Body::AuthRoleAdd;
-    role_delete(AuthRoleDeleteRequest) -> AuthRoleDeleteResponse: Body::AuthRoleDelete;
+    auth_enable(AuthEnableRequest) -> AuthEnableResponse: |_| AuthChange::Enable(commandpb::AuthEnable {});
+    auth_disable(AuthDisableRequest) -> AuthDisableResponse: |_| AuthChange::Disable(commandpb::AuthDisable {});
+    user_delete(AuthUserDeleteRequest) -> AuthUserDeleteResponse: AuthChange::UserDelete;
+    user_grant_role(AuthUserGrantRoleRequest) -> AuthUserGrantRoleResponse: AuthChange::UserGrantRole;
+    user_revoke_role(AuthUserRevokeRoleRequest) -> AuthUserRevokeRoleResponse: AuthChange::UserRevokeRole;
+    role_add(AuthRoleAddRequest) -> AuthRoleAddResponse: AuthChange::RoleAdd;
+    role_delete(AuthRoleDeleteRequest) -> AuthRoleDeleteResponse: AuthChange::RoleDelete;
     role_grant_permission(AuthRoleGrantPermissionRequest) -> AuthRoleGrantPermissionResponse:
-        Body::AuthRoleGrantPermission;
+        AuthChange::RoleGrantPermission;
     role_revoke_permission(AuthRoleRevokePermissionRequest) -> AuthRoleRevokePermissionResponse:
-        Body::AuthRoleRevokePermission;
+        AuthChange::RoleRevokePermission;
 }

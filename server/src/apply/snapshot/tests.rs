@@ -11,7 +11,7 @@ use kv_mvcc::backend::{Backend, EngineKind, Options};
 use kv_mvcc::lease::WithKeys;
 use kv_mvcc::watch::{StreamOptions, WatchCreate, WatchStream};
 use kv_mvcc::{RangeQuery, Store, StoreOptions};
-use kv_proto::command::{Body, Caller, Command};
+use kv_proto::command::{AuthChange, Body, Caller, Command};
 use kv_proto::commandpb::{AuthUserAdd, ClusterVersionSet, MemberPublish};
 use kv_proto::etcdserverpb::alarm_request::AlarmAction;
 use kv_proto::etcdserverpb::{
@@ -386,16 +386,19 @@ impl Members {
             no_password: true,
             ..Default::default()
         };
-        self.propose(leader, Body::AuthUserAdd(user)).await;
+        self.propose(leader, Body::Auth(AuthChange::UserAdd(user)))
+            .await;
         let role = AuthRoleAddRequest {
             name: "reader".into(),
         };
-        self.propose(leader, Body::AuthRoleAdd(role)).await;
+        self.propose(leader, Body::Auth(AuthChange::RoleAdd(role)))
+            .await;
         let granted = AuthUserGrantRoleRequest {
             user: "alice".into(),
             role: "reader".into(),
         };
-        self.propose(leader, Body::AuthUserGrantRole(granted)).await;
+        self.propose(leader, Body::Auth(AuthChange::UserGrantRole(granted)))
+            .await;
         let alarm = AlarmRequest {
             action: AlarmAction::Activate as i32,
             member_id: 2,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kv_mvcc::lease::LessorOptions;
 use kv_proto::authpb::{Permission, permission::Type};
+use kv_proto::command::AuthChange;
 use kv_proto::commandpb::{AuthEnable, AuthUserAdd};
 use kv_proto::etcdserverpb::{
     AlarmRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthUserGrantRoleRequest,
@@ -22,18 +23,18 @@ struct World {
 impl World {
     fn new() -> World {
         let mut state = State::default();
-        let mut change = |body: Body| {
-            let (next, _) = state.changed(&body).unwrap();
+        let mut change = |change: AuthChange| {
+            let (next, _) = state.changed(&change).unwrap();
             state = next;
         };
         for name in ["root", "alice"] {
-            change(Body::AuthUserAdd(AuthUserAdd {
+            change(AuthChange::UserAdd(AuthUserAdd {
                 name: name.into(),
                 no_password: true,
                 ..Default::default()
             }));
         }
-        change(Body::AuthRoleAdd(AuthRoleAddRequest {
+        change(AuthChange::RoleAdd(AuthRoleAddRequest {
             name: "role".into(),
         }));
         for (perm_type, key) in [
@@ -46,7 +47,7 @@ impl World {
                 key: key.into(),
                 ..Default::default()
             };
-            change(Body::AuthRoleGrantPermission(
+            change(AuthChange::RoleGrantPermission(
                 AuthRoleGrantPermissionRequest {
                     name: "role".into(),
                     perm: Some(perm),
@@ -54,12 +55,12 @@ impl World {
             ));
         }
         for (user, role) in [("root", "root"), ("alice", "role")] {
-            change(Body::AuthUserGrantRole(AuthUserGrantRoleRequest {
+            change(AuthChange::UserGrantRole(AuthUserGrantRoleRequest {
                 user: user.into(),
                 role: role.into(),
             }));
         }
-        change(Body::AuthEnable(AuthEnable {}));
+        change(AuthChange::Enable(AuthEnable {}));
         let lessor = Lessor::new(LessorOptions::default());
         for (lease, key) in [(1, "a"), (2, "x")] {
             lessor.grant(lease, 60, Duration::ZERO).unwrap();
@@ -235,7 +236,7 @@ fn nobody_is_asked_for_a_name_and_the_member_for_nothing() {
         Body::LeaseRevoke(LeaseRevokeRequest { id: 1 }),
         Body::Alarm(AlarmRequest::default()),
         Body::Compaction(CompactionRequest::default()),
-        Body::AuthEnable(AuthEnable {}),
+        Body::Auth(AuthChange::Enable(AuthEnable {})),
     ];
     for body in bodies {
         let check = |caller| world.state.check(&caller, &world.lessor, &body);
@@ -258,7 +259,7 @@ fn what_concerns_no_key_is_for_root() {
         action: AlarmAction::Deactivate as i32,
         ..Default::default()
     }));
-    world.denies(Body::AuthUserAdd(AuthUserAdd::default()));
+    world.denies(Body::Auth(AuthChange::UserAdd(AuthUserAdd::default())));
     world.permits(Body::Alarm(AlarmRequest::default()));
     world.permits(Body::LeaseGrant(LeaseGrantRequest::default()));
 }

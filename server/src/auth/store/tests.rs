@@ -32,18 +32,22 @@ impl World {
             role_add("reader"),
             grant("reader", Type::Read, "a", "c"),
             grant_role("alice", "reader"),
-            Body::AuthEnable(AuthEnable {}),
+            AuthChange::Enable(AuthEnable {}),
         ] {
             world.change(change).unwrap();
         }
         world
     }
 
-    fn change(&mut self, body: Body) -> Result<()> {
-        let (next, ops) = self.state.changed(&body)?;
+    fn change(&mut self, change: AuthChange) -> Result<()> {
+        let (next, ops) = self.state.changed(&change)?;
         self.state = next;
         self.backend.write(ops);
-        assert_eq!(State::load(&self.backend).unwrap(), self.state, "{body:?}");
+        assert_eq!(
+            State::load(&self.backend).unwrap(),
+            self.state,
+            "{change:?}"
+        );
         Ok(())
     }
 
@@ -61,54 +65,54 @@ fn caller(name: &str, revision: u64) -> Caller {
     }
 }
 
-fn user_add(name: &str) -> Body {
-    Body::AuthUserAdd(AuthUserAdd {
+fn user_add(name: &str) -> AuthChange {
+    AuthChange::UserAdd(AuthUserAdd {
         name: name.into(),
         hashed_password: BASE64.encode("hash"),
         no_password: false,
     })
 }
 
-fn user_delete(name: &str) -> Body {
-    Body::AuthUserDelete(AuthUserDeleteRequest { name: name.into() })
+fn user_delete(name: &str) -> AuthChange {
+    AuthChange::UserDelete(AuthUserDeleteRequest { name: name.into() })
 }
 
-fn role_add(name: &str) -> Body {
-    Body::AuthRoleAdd(AuthRoleAddRequest { name: name.into() })
+fn role_add(name: &str) -> AuthChange {
+    AuthChange::RoleAdd(AuthRoleAddRequest { name: name.into() })
 }
 
-fn role_delete(role: &str) -> Body {
-    Body::AuthRoleDelete(AuthRoleDeleteRequest { role: role.into() })
+fn role_delete(role: &str) -> AuthChange {
+    AuthChange::RoleDelete(AuthRoleDeleteRequest { role: role.into() })
 }
 
-fn grant_role(user: &str, role: &str) -> Body {
-    Body::AuthUserGrantRole(AuthUserGrantRoleRequest {
+fn grant_role(user: &str, role: &str) -> AuthChange {
+    AuthChange::UserGrantRole(AuthUserGrantRoleRequest {
         user: user.into(),
         role: role.into(),
     })
 }
 
-fn revoke_role(name: &str, role: &str) -> Body {
-    Body::AuthUserRevokeRole(AuthUserRevokeRoleRequest {
+fn revoke_role(name: &str, role: &str) -> AuthChange {
+    AuthChange::UserRevokeRole(AuthUserRevokeRoleRequest {
         name: name.into(),
         role: role.into(),
     })
 }
 
-fn grant(role: &str, perm_type: Type, key: &str, range_end: &str) -> Body {
+fn grant(role: &str, perm_type: Type, key: &str, range_end: &str) -> AuthChange {
     let perm = Permission {
         perm_type: perm_type as i32,
         key: key.to_owned().into(),
         range_end: range_end.to_owned().into(),
     };
-    Body::AuthRoleGrantPermission(AuthRoleGrantPermissionRequest {
+    AuthChange::RoleGrantPermission(AuthRoleGrantPermissionRequest {
         name: role.into(),
         perm: Some(perm),
     })
 }
 
-fn revoke(role: &str, key: &str, range_end: &str) -> Body {
-    Body::AuthRoleRevokePermission(AuthRoleRevokePermissionRequest {
+fn revoke(role: &str, key: &str, range_end: &str) -> AuthChange {
+    AuthChange::RoleRevokePermission(AuthRoleRevokePermissionRequest {
         role: role.into(),
         key: key.to_owned().into(),
         range_end: range_end.to_owned().into(),
@@ -122,15 +126,15 @@ fn the_revision_counts_changes_and_disabling_but_not_enabling() {
     world.change(user_add("root")).unwrap();
     world.change(grant_role("root", "root")).unwrap();
     assert_eq!(world.state.revision(), 3);
-    world.change(Body::AuthEnable(AuthEnable {})).unwrap();
-    world.change(Body::AuthEnable(AuthEnable {})).unwrap();
+    world.change(AuthChange::Enable(AuthEnable {})).unwrap();
+    world.change(AuthChange::Enable(AuthEnable {})).unwrap();
     assert_eq!(world.state.revision(), 3);
     // Nothing changes, so nothing is counted.
     world.change(grant_role("root", "root")).unwrap();
     assert_eq!(world.change(user_delete("ghost")), Err(Error::UserNotFound));
     assert_eq!(world.state.revision(), 3);
-    world.change(Body::AuthDisable(AuthDisable {})).unwrap();
-    world.change(Body::AuthDisable(AuthDisable {})).unwrap();
+    world.change(AuthChange::Disable(AuthDisable {})).unwrap();
+    world.change(AuthChange::Disable(AuthDisable {})).unwrap();
     assert_eq!(world.state.revision(), 4);
 }
 
@@ -192,9 +196,9 @@ fn while_auth_is_enabled_root_stays_root() {
     ] {
         assert_eq!(world.change(change), Err(Error::InvalidAuthManagement));
     }
-    world.change(Body::AuthDisable(AuthDisable {})).unwrap();
+    world.change(AuthChange::Disable(AuthDisable {})).unwrap();
     world.change(revoke_role("root", "root")).unwrap();
-    let enable = Body::AuthEnable(AuthEnable {});
+    let enable = AuthChange::Enable(AuthEnable {});
     assert_eq!(world.change(enable.clone()), Err(Error::RootRoleNotExist));
     world.change(user_delete("root")).unwrap();
     assert_eq!(world.change(enable), Err(Error::RootUserNotExist));
@@ -228,12 +232,14 @@ fn a_user_without_a_password_never_gets_one() {
         hashed_password: "not looked at".into(),
         no_password: true,
     };
-    world.change(Body::AuthUserAdd(add)).unwrap();
+    world.change(AuthChange::UserAdd(add)).unwrap();
     let change = AuthUserChangePassword {
         name: "n".into(),
         hashed_password: BASE64.encode("hash"),
     };
-    world.change(Body::AuthUserChangePassword(change)).unwrap();
+    world
+        .change(AuthChange::UserChangePassword(change))
+        .unwrap();
     let user = world.state.user("n").unwrap();
     assert_eq!(user.password_hash(), Err(Error::NoPasswordUser));
     assert!(user.record.password.is_empty());
@@ -247,7 +253,7 @@ fn a_hash_that_is_not_base64_is_refused_and_changes_nothing() {
         hashed_password: "####".into(),
         no_password: false,
     };
-    let refused = world.change(Body::AuthUserAdd(add));
+    let refused = world.change(AuthChange::UserAdd(add));
     assert_eq!(refused, Err(Error::NoPasswordUser));
     assert_eq!(world.state, State::default());
 }
