@@ -82,6 +82,17 @@ pub(crate) fn blank_body() -> Bytes {
     Bytes::from_static(&[VERSION, KIND_BLANK])
 }
 
+/// Version, kind and the number of commands, in front of all of them.
+const COMMANDS_HEAD_BYTES: usize = 6;
+
+fn commands_head(count: u32, bytes: usize) -> BytesMut {
+    let mut out = BytesMut::with_capacity(COMMANDS_HEAD_BYTES + bytes);
+    out.put_u8(VERSION);
+    out.put_u8(KIND_COMMANDS);
+    out.put_u32_le(count);
+    out
+}
+
 /// The body of an entry with `commands`, at least one.
 pub(crate) fn commands_body(commands: &[Bytes]) -> Bytes {
     assert!(
@@ -89,10 +100,7 @@ pub(crate) fn commands_body(commands: &[Bytes]) -> Bytes {
         "an entry carries at least one command"
     );
     let bytes: usize = commands.iter().map(|command| 4 + command.len()).sum();
-    let mut out = BytesMut::with_capacity(6 + bytes);
-    out.put_u8(VERSION);
-    out.put_u8(KIND_COMMANDS);
-    out.put_u32_le(length(commands.len()));
+    let mut out = commands_head(length(commands.len()), bytes);
     for command in commands {
         put_bytes(&mut out, command);
     }
@@ -105,19 +113,20 @@ pub(crate) fn joined_bodies(bodies: &[Bytes]) -> Bytes {
         return body.clone();
     }
     let mut count = 0;
-    let mut out =
-        BytesMut::with_capacity(6 + bodies.iter().map(|body| body.len() - 6).sum::<usize>());
-    out.put_slice(&[VERSION, KIND_COMMANDS, 0, 0, 0, 0]);
+    let mut parts = Vec::with_capacity(bodies.len());
     for body in bodies {
         let (head, commands) = body
-            .split_first_chunk()
+            .split_first_chunk::<COMMANDS_HEAD_BYTES>()
             .expect("a body of commands has a head");
-        let [version, kind, number @ ..]: [u8; 6] = *head;
+        let [version, kind, number @ ..] = *head;
         assert_eq!([version, kind], [VERSION, KIND_COMMANDS], "own body");
         count += u32::from_le_bytes(number);
+        parts.push(commands);
+    }
+    let mut out = commands_head(count, parts.iter().map(|commands| commands.len()).sum());
+    for commands in parts {
         out.put_slice(commands);
     }
-    out[2..6].copy_from_slice(&count.to_le_bytes());
     out.freeze()
 }
 

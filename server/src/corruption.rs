@@ -21,6 +21,7 @@ use crate::cluster::{Cluster, Member as Row};
 use crate::config::{Gate, Url};
 use crate::member::Member;
 use crate::peer::{Connector, fetch_hash_kv};
+use crate::reconfigure::quorum;
 
 /// What another member answered; none if it did not, or not for that revision.
 struct PeerHash {
@@ -175,8 +176,7 @@ fn judge(own_id: u64, own: &HashKv, peers: &[PeerHash]) -> Verdict {
             Verdict::Incomplete
         };
     }
-    let members = peers.len() + 1;
-    let quorum = members / 2 + 1;
+    let quorum = quorum(peers.len() + 1);
     let majority = groups.iter().find(|(_, members)| members.len() >= quorum);
     let Some(majority) = majority.map(|(hash, _)| *hash) else {
         return Verdict::Corrupt(vec![0]);

@@ -309,7 +309,8 @@ impl View<'_> {
     }
 }
 
-fn quorum(members: usize) -> usize {
+/// How many of so many members decide.
+pub(crate) fn quorum(members: usize) -> usize {
     members / 2 + 1
 }
 

@@ -208,6 +208,10 @@ impl Applier {
                 let count = commands.len();
                 // A restart in the middle of a packed entry: its first commands are in the store.
                 let skip = std::mem::take(&mut self.position.commands_done) as usize;
+                assert!(
+                    skip == 0 || skip < count,
+                    "{skip} of {count} commands of an incomplete entry are done"
+                );
                 for (n, bytes) in commands.into_iter().enumerate().skip(skip) {
                     let command = Command::decode(bytes).map_err(|e| {
                         io::Error::other(format!("entry {index}, command {n}: {e}"))
@@ -229,11 +233,6 @@ impl Applier {
                 }
                 if count == 0 {
                     self.record(complete, Vec::new());
-                } else {
-                    assert!(
-                        skip < count,
-                        "{skip} of {count} commands of an incomplete entry are done"
-                    );
                 }
             }
         }

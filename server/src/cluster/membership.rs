@@ -246,6 +246,12 @@ impl Cluster {
         self.state.write().expected.remove(&id);
     }
 
+    /// Whether `id` is a member, or expected to become one.
+    pub(crate) fn knows(&self, id: u64) -> bool {
+        let state = self.state.read();
+        state.members.contains_key(&id) || state.expected.contains_key(&id)
+    }
+
     /// Where the member `id` can be reached: as applied, else as expected.
     pub(crate) fn peer_urls(&self, id: u64) -> Vec<String> {
         let state = self.state.read();

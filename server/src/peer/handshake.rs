@@ -162,7 +162,7 @@ impl Handshake {
 
     /// Whether `member` is one of this cluster, or expected to be.
     pub(crate) fn knows(&self, member: u64) -> bool {
-        !self.cluster.peer_urls(member).is_empty()
+        self.cluster.knows(member)
     }
 
     /// What the build of a member serves, as it last told.
