@@ -165,6 +165,8 @@ pub(crate) struct Queue {
     pub(crate) truncations: VecDeque<u64>,
     /// Where the log stands once all that is queued is written.
     bounds: Bounds,
+    /// The writer sleeps, and looks here again within [`IDLE_MOMENT`] though nobody wakes it.
+    naps: bool,
     pub(crate) closing: bool,
 }
 
@@ -391,7 +393,7 @@ impl Wal {
             }
             bytes += record.encoded_len() as u64;
         }
-        {
+        let needs_waking = {
             let mut queue = shared.queue.lock();
             loop {
                 if let Some(error) = self.failed() {
@@ -428,14 +430,20 @@ impl Wal {
                     Record::Truncate { after } => Some(*after),
                     _ => None,
                 }));
-            queue.items.push_back(Item::Append {
+            let item = Item::Append {
                 records: records.into(),
                 bytes,
                 sync,
                 done,
-            });
+            };
+            // Waking a thread costs more than writing a commit mark does: it goes with the next batch.
+            let needs_waking = item.is_urgent() || !queue.naps;
+            queue.items.push_back(item);
+            needs_waking
+        };
+        if needs_waking {
+            shared.announce_work();
         }
-        shared.announce_work();
         Ok(())
     }
 
@@ -629,13 +637,15 @@ fn wait_for_work(shared: &Shared, wake_after: Option<Duration>) -> bool {
             let moment = Instant::now() + IDLE_MOMENT;
             deadline = Some(deadline.map_or(moment, |deadline| deadline.min(moment)));
         }
-        match deadline {
-            None => shared.work.wait(&mut queue),
-            Some(deadline) => {
-                if shared.work.wait_until(&mut queue, deadline).timed_out() {
-                    return true;
-                }
-            }
+        let Some(deadline) = deadline else {
+            shared.work.wait(&mut queue);
+            continue;
+        };
+        queue.naps = deadline <= Instant::now() + IDLE_MOMENT;
+        let timed_out = shared.work.wait_until(&mut queue, deadline).timed_out();
+        queue.naps = false;
+        if timed_out {
+            return true;
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kv_wal::fs::{Fault, FaultFs, File, Fs, OperationKind, RealFs};
-use kv_wal::{Config, Error, Record, Step, Sync, Wal};
+use kv_wal::{Completion, Config, Error, Record, Step, Sync, Wal};
 use parking_lot::Mutex;
 use support::{
     DIR, History, IDENTITY, Model, SEGMENT_BYTES, config, create, entry, open, segments, settle,
@@ -785,12 +785,27 @@ fn an_idle_log_writes_what_needs_no_fsync_by_itself() {
     )
     .unwrap();
     let file = segments(&fs).remove(0);
-    let is_written = || {
-        fs.contents(&file)
-            .unwrap()
-            .windows(17)
-            .any(|window| window == b"written when idle")
+    let is_written = |text: &[u8]| {
+        let contents = fs.contents(&file).unwrap();
+        contents.windows(text.len()).any(|window| window == text)
     };
-    wait_until("an idle log writes its records", is_written);
+    wait_until("an idle log writes its records", || {
+        is_written(b"written when idle")
+    });
+    // After an fsync the writer looks again by itself, and is not woken for such a record.
+    let (done, durable) = std::sync::mpsc::channel();
+    let done: Completion = Box::new(move |result| done.send(result).unwrap());
+    wal.append(vec![entry(1, 1, 10)], Sync::Yes, Some(done))
+        .unwrap();
+    durable.recv().unwrap().unwrap();
+    wal.append(
+        vec![Record::Committed(Bytes::from("written after a nap"))],
+        Sync::No,
+        None,
+    )
+    .unwrap();
+    wait_until("it is written without a call", || {
+        is_written(b"written after a nap")
+    });
     wal.close().unwrap();
 }
