@@ -43,6 +43,9 @@ func api(s sizes, leases, listKeys int) []scenario {
 			run("put under 10,000 watchers of one prefix (100 x 100), 1 client", "watch-latency", "--conns=10", "--clients=10", "--streams=100",
 				"--watchers-per-stream=100", "--prefix", "--put-rate=0", fmt.Sprintf("--put-total=%d", 20*s.seconds), "--val-size=256"),
 		}},
+		{name: "watch-crowd", steps: []step{
+			special("10,000 watchers of one prefix on 100 bare connections", crowd(100, 100, 20*s.seconds)),
+		}},
 		{name: "lease-keepalive", steps: []step{
 			run("lease-keepalive, 64 clients", "lease-keepalive", duration, "--conns=8", "--clients=64"),
 		}},
