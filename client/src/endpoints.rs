@@ -220,6 +220,37 @@ fn channel(
     Ok((channel, target))
 }
 
+impl crate::Tls {
+    /// Connects to an endpoint `https://host:port` within `timeout` and checks that its server has a certificate for its host
+    /// or for `name`. Errors: nobody is there, or the certificate is another's.
+    pub async fn check_server(&self, endpoint: &str, name: &str, timeout: Duration) -> Result<()> {
+        let address = parse(endpoint)?;
+        let tls = self.client_config()?;
+        let mut refused = None;
+        for name in [&address.host, name] {
+            let bad = |error: rustls_pki_types::InvalidDnsNameError| Error::BadEndpoint {
+                endpoint: endpoint.to_owned(),
+                reason: format!("{name}: {error}"),
+            };
+            let target = Target {
+                host: address.host.clone(),
+                port: address.port,
+                name: ServerName::try_from(name.to_owned()).map_err(bad)?,
+                tls: Some(tls.clone()),
+                timeout,
+            };
+            match connect(Arc::new(target)).await {
+                Ok(_) => return Ok(()),
+                Err(ConnectFailure(reason)) => refused = refused.or(Some(reason)),
+            }
+        }
+        Err(Error::Unreachable {
+            endpoint: endpoint.to_owned(),
+            reason: refused.unwrap_or_default(),
+        })
+    }
+}
+
 #[derive(Debug)]
 struct Target {
     host: String,

@@ -107,12 +107,13 @@ pub fn service_name(service: &str, suffix: &str) -> String {
     }
 }
 
-/// Client endpoints that the SRV records of `domain` name, with their scheme: those with TLS first. Errors: there are none
-/// of either kind.
+/// Client endpoints that the SRV records of `domain` name, with their scheme: those with TLS, then, if `insecure` ones are
+/// permitted, those without. Errors: there are none.
 pub async fn client_endpoints(
     resolver: &Resolver,
     domain: &str,
     suffix: &str,
+    insecure: bool,
 ) -> Result<Vec<String>> {
     let mut endpoints = Vec::new();
     let mut failure = None;
@@ -130,8 +131,20 @@ pub async fn client_endpoints(
             Err(error) => failure = Some(error),
         }
     }
-    match failure {
-        Some(error) if endpoints.is_empty() => Err(error),
-        _ => Ok(endpoints),
+    if let Some(error) = failure
+        && endpoints.is_empty()
+    {
+        return Err(error);
     }
+    if !insecure {
+        endpoints.retain(|endpoint| endpoint.starts_with("https://"));
+    }
+    if endpoints.is_empty() {
+        return Err(Error::Dns {
+            name: domain.to_owned(),
+            reason: "its records name no endpoint with TLS; allow others with --insecure-discovery"
+                .to_owned(),
+        });
+    }
+    Ok(endpoints)
 }

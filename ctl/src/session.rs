@@ -177,17 +177,6 @@ async fn discovered(global: &Global) -> Result<Vec<String>> {
     let failed = |error: kv_client::Error| Failure::new(Exit::Error, exit::describe(&error));
     let resolver = Resolver::new(None).map_err(failed)?;
     let (domain, suffix) = (&global.discovery_srv, &global.discovery_srv_name);
-    let mut found = client_endpoints(&resolver, domain, suffix)
-        .await
-        .map_err(failed)?;
-    if !global.insecure_discovery {
-        found.retain(|endpoint| endpoint.starts_with("https://"));
-    }
-    if found.is_empty() {
-        let message = format!(
-            "the SRV records of {domain} name no endpoint with TLS; allow others with --insecure-discovery"
-        );
-        return Err(Failure::new(Exit::Error, message));
-    }
-    Ok(found)
+    let found = client_endpoints(&resolver, domain, suffix, global.insecure_discovery);
+    found.await.map_err(failed)
 }

@@ -171,6 +171,11 @@ impl Cluster {
         self.discovery = Some(flags.iter().map(ToString::to_string).collect());
     }
 
+    /// Port that clients dial.
+    pub fn client_port(&self, n: usize) -> u16 {
+        self.places[n].client_port
+    }
+
     /// Port that other members dial.
     pub fn peer_port(&self, n: usize) -> u16 {
         self.places[n].peer_port

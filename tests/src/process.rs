@@ -169,8 +169,8 @@ impl Drop for Kvd {
     }
 }
 
-/// Whether a process ends within `limit`.
-fn ends_within(child: &Child, limit: Duration) -> bool {
+/// Whether a process ends within `limit`; blocks until then.
+pub fn ends_within(child: &Child, limit: Duration) -> bool {
     let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty());
     let process = process.expect("the child can be watched");
     let limit = limit.try_into().expect("a limit is no age");

@@ -68,7 +68,7 @@ async fn members_that_srv_records_name_form_a_cluster() -> Result<()> {
 }
 
 #[tokio::test]
-async fn client_endpoints_are_those_of_both_services_with_tls_first() -> Result<()> {
+async fn client_endpoints_are_those_with_tls_and_others_only_if_that_is_permitted() -> Result<()> {
     let at = |host: &str, port| (format!("{host}.example.test"), port);
     let dns = DnsServer::start(&[
         ("_etcd-client._tcp.example.test", vec![at("a", 2379)]),
@@ -76,20 +76,26 @@ async fn client_endpoints_are_those_of_both_services_with_tls_first() -> Result<
             "_etcd-client-ssl._tcp.example.test",
             vec![at("b", 3379), at("c", 4379)],
         ),
+        ("_etcd-client-plain._tcp.example.test", vec![at("d", 2379)]),
     ])
     .await?;
     let resolver = Resolver::new(Some(dns.address()))?;
+    let endpoints = async |suffix, insecure| {
+        client_endpoints(&resolver, "example.test", suffix, insecure).await
+    };
 
-    let found = client_endpoints(&resolver, "example.test", "").await?;
-
-    let expected = [
-        "https://b.example.test:3379",
-        "https://c.example.test:4379",
-        "http://a.example.test:2379",
-    ];
-    assert_eq!(found, expected);
-    let none = client_endpoints(&resolver, "example.test", "other").await;
-    assert!(none.unwrap_err().to_string().contains("dns lookup"));
+    let with_tls = ["https://b.example.test:3379", "https://c.example.test:4379"];
+    assert_eq!(endpoints("", false).await?, with_tls);
+    let all = [with_tls[0], with_tls[1], "http://a.example.test:2379"];
+    assert_eq!(endpoints("", true).await?, all);
+    assert_eq!(
+        endpoints("plain", true).await?,
+        ["http://d.example.test:2379"]
+    );
+    let refused = endpoints("plain", false).await.unwrap_err().to_string();
+    assert!(refused.contains("--insecure-discovery"), "{refused}");
+    let none = endpoints("other", true).await.unwrap_err().to_string();
+    assert!(none.contains("dns lookup"), "{none}");
     Ok(())
 }
 

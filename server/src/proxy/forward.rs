@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 
+use super::discovery::discovered;
 use super::options::GatewayOptions;
 
 /// A member that answers nothing at all is given up after this time.
@@ -54,9 +55,9 @@ pub enum ForwardError {
         /// Why not.
         error: io::Error,
     },
-    /// Members are not looked up in DNS.
-    #[error("--discovery-srv is not offered yet: name the members with --endpoints")]
-    NoDiscovery,
+    /// DNS names no member that can be trusted.
+    #[error("--discovery-srv: {0}")]
+    Discovery(kv_client::Error),
 }
 
 /// A gateway that listens.
@@ -69,15 +70,18 @@ pub struct Forward {
 impl Forward {
     /// Checks the options and listens.
     pub async fn bind(options: GatewayOptions) -> Result<Forward, ForwardError> {
-        if !options.discovery_srv.is_empty() {
-            return Err(ForwardError::NoDiscovery);
-        }
+        let found = discovered(&options.discovery, &options.trusted_ca_file).await;
+        let found = found.map_err(ForwardError::Discovery)?;
+        let (flag, endpoints) = match found {
+            Some(found) => ("--discovery-srv", found),
+            None => ("--endpoints", options.endpoints),
+        };
         let listen = options.listen_addr;
         let own = resolve("--listen-addr", &listen).await?;
         let mut remotes = Vec::new();
-        for endpoint in &options.endpoints {
+        for endpoint in &endpoints {
             let address = host_port(endpoint)?;
-            let resolved = resolve("--endpoints", address).await?;
+            let resolved = resolve(flag, address).await?;
             if resolved.iter().any(|address| own.contains(address)) {
                 let endpoint = address.to_owned();
                 return Err(ForwardError::Itself { endpoint, listen });
@@ -96,10 +100,7 @@ impl Forward {
                 address: listen,
                 error,
             })?;
-        tracing::info!(
-            endpoints = ?options.endpoints,
-            "ready to forward connections"
-        );
+        tracing::info!(?endpoints, "ready to forward connections");
         let retry_delay = match options.retry_delay {
             Duration::ZERO => RETRY_DELAY_OF_ZERO,
             delay => delay,
@@ -263,6 +264,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::proxy::options::Discovery;
 
     /// Answers each connection with its name and what was sent, at the end of what is sent.
     async fn member(listener: TcpListener, name: &'static str) {
@@ -289,9 +291,7 @@ mod tests {
             listen_addr: "127.0.0.1:0".into(),
             endpoints,
             retry_delay,
-            discovery_srv: String::new(),
-            discovery_srv_name: String::new(),
-            insecure_discovery: false,
+            discovery: Discovery::default(),
             trusted_ca_file: String::new(),
         };
         let forward = Forward::bind(options).await.unwrap();
@@ -358,9 +358,7 @@ mod tests {
                     .map(|endpoint| endpoint.replace("SELF", &address))
                     .collect(),
                 retry_delay: Duration::ZERO,
-                discovery_srv: String::new(),
-                discovery_srv_name: String::new(),
-                insecure_discovery: false,
+                discovery: Discovery::default(),
                 trusted_ca_file: String::new(),
             };
             match Forward::bind(options).await {

@@ -2,6 +2,7 @@
 //!
 //! Command lines are etcd's. An end by SIGTERM or SIGINT is a success.
 
+mod discovery;
 mod forward;
 mod grpc;
 mod options;
@@ -13,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use self::forward::{Forward, ForwardError};
 use self::grpc::GrpcProxy;
-pub use self::options::{Command, GatewayOptions, GrpcProxyOptions};
+pub use self::options::{Command, Discovery, GatewayOptions, GrpcProxyOptions};
 use crate::config::{Config, LogLevel};
 use crate::logging;
 

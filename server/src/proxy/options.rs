@@ -1,6 +1,7 @@
 //! The command lines of the subcommands.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -14,6 +15,28 @@ pub enum Command {
     Gateway(GatewayOptions),
     /// `kvd grpc-proxy start`.
     GrpcProxy(Box<GrpcProxyOptions>),
+}
+
+/// Options of a proxy whose members DNS names.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Discovery {
+    /// DNS domain whose SRV records name the members, in place of --endpoints.
+    #[arg(id = "discovery-srv", long, default_value = "", value_name = "DOMAIN")]
+    pub domain: String,
+    /// Suffix of the service name of those records.
+    #[arg(
+        id = "discovery-srv-name",
+        long,
+        default_value = "",
+        value_name = "NAME"
+    )]
+    pub suffix: String,
+    /// Take members without TLS too, and do not look at certificates.
+    #[arg(id = "insecure-discovery", long)]
+    pub insecure: bool,
+    /// Who is asked for the records; the system's servers if it is not given.
+    #[arg(id = "discovery-dns-server", long, value_name = "IP:PORT")]
+    pub dns_server: Option<SocketAddr>,
 }
 
 /// Options of `kvd gateway start`. Names and defaults are etcd's.
@@ -33,16 +56,10 @@ pub struct GatewayOptions {
     /// How long a member that refused a connection is left out.
     #[arg(long, default_value = "1m0s", value_parser = parse_duration, value_name = "DURATION")]
     pub retry_delay: Duration,
-    /// DNS domain whose SRV records name the members; not offered yet.
-    #[arg(long, default_value = "", value_name = "DOMAIN")]
-    pub discovery_srv: String,
-    /// Suffix of the service name of those records; not offered yet.
-    #[arg(long, default_value = "", value_name = "NAME")]
-    pub discovery_srv_name: String,
-    /// Take SRV records of members without TLS; not offered yet.
-    #[arg(long)]
-    pub insecure_discovery: bool,
-    /// Authority that certificates of members found by DNS are checked against; only with --discovery-srv.
+    /// Members by DNS.
+    #[command(flatten)]
+    pub discovery: Discovery,
+    /// Authority that certificates of members found by DNS are checked against; the system's if it is not given.
     #[arg(long, default_value = "", value_name = "FILE")]
     pub trusted_ca_file: String,
 }
@@ -137,19 +154,13 @@ pub struct GrpcProxyOptions {
     /// Certificates made by the proxy; not offered.
     #[arg(long)]
     pub auto_tls: bool,
-    /// DNS domain whose SRV records name the members; not offered yet.
-    #[arg(long, default_value = "", value_name = "DOMAIN")]
-    pub discovery_srv: String,
-    /// Suffix of the service name of those records; not offered yet.
-    #[arg(long, default_value = "", value_name = "NAME")]
-    pub discovery_srv_name: String,
-    /// Take SRV records of members without TLS; not offered yet.
-    #[arg(long)]
-    pub insecure_discovery: bool,
+    /// Members by DNS.
+    #[command(flatten)]
+    pub discovery: Discovery,
     /// Go's profiles; not offered.
     #[arg(long)]
     pub enable_pprof: bool,
-    /// Serializable reads that never go back; not offered.
+    /// No serializable read is older than an answer of this proxy before it, whichever member gives it.
     #[arg(long)]
     pub experimental_serializable_ordering: bool,
     /// Reads by leased keys; not offered.

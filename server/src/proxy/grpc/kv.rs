@@ -10,8 +10,8 @@ use kv_proto::etcdserverpb::kv_server::Kv;
 use kv_proto::etcdserverpb::request_op::Request as Op;
 use kv_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, TxnRequest,
-    TxnResponse,
+    PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, ResponseHeader,
+    TxnRequest, TxnResponse,
 };
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status};
 
 use super::cache::Cache;
 use super::namespace::Namespace;
+use super::order;
 use super::upstream::{Caller, Upstream};
 use crate::Error;
 
@@ -89,6 +90,24 @@ impl KvProxy {
     }
 }
 
+fn range_header(answer: &RangeResponse) -> Option<&ResponseHeader> {
+    answer.header.as_ref()
+}
+
+fn txn_header(answer: &TxnResponse) -> Option<&ResponseHeader> {
+    answer.header.as_ref()
+}
+
+/// Whether a transaction may change something: such a one is sent once only.
+fn writes(request: &TxnRequest) -> bool {
+    let mut operations = request.success.iter().chain(&request.failure);
+    operations.any(|operation| match &operation.request {
+        Some(Op::RequestPut(_) | Op::RequestDeleteRange(_)) => true,
+        Some(Op::RequestTxn(txn)) => writes(txn),
+        Some(Op::RequestRange(_)) | None => false,
+    })
+}
+
 #[tonic::async_trait]
 impl Kv for KvProxy {
     async fn range(
@@ -101,13 +120,17 @@ impl Kv for KvProxy {
         let caller = caller(&metadata);
         if request.serializable
             && let Some(mut kept) = self.cache.get(&caller, &request)
+            && order::revision(kept.header.as_ref()) >= self.upstream.order.least()
         {
             self.namespace.range_response(&mut kept);
             return Ok(Response::new(kept));
         }
         let moment = self.cache.moment();
         let send = async |channel, request| client(channel).range(request).await;
-        let mut response = self.upstream.call(&metadata, request.clone(), send).await?;
+        let read = self
+            .upstream
+            .read(&metadata, request.clone(), range_header, send);
+        let mut response = read.await?;
         self.cache
             .add(moment, &caller, &request, response.get_ref());
         self.namespace.range_response(response.get_mut());
@@ -136,6 +159,7 @@ impl Kv for KvProxy {
         let answer = self.upstream.call(&metadata, request, send).await;
         self.cache.invalidate(&key, &none);
         let mut response = answer?;
+        self.upstream.order.see(response.get_ref().header.as_ref());
         self.namespace.put_response(response.get_mut());
         Ok(response)
     }
@@ -153,6 +177,7 @@ impl Kv for KvProxy {
         let answer = self.upstream.call(&metadata, request, send).await;
         self.cache.invalidate(&key, &range_end);
         let mut response = answer?;
+        self.upstream.order.see(response.get_ref().header.as_ref());
         self.namespace.delete_response(response.get_mut());
         Ok(response)
     }
@@ -163,7 +188,15 @@ impl Kv for KvProxy {
         self.namespace.txn_request(&mut request);
         self.invalidate(&request);
         let send = async |channel, request| client(channel).txn(request).await;
-        let answer = self.upstream.call(&metadata, request.clone(), send).await;
+        let answer = if writes(&request) {
+            let answer = self.upstream.call(&metadata, request.clone(), send).await;
+            answer.inspect(|answer| self.upstream.order.see(answer.get_ref().header.as_ref()))
+        } else {
+            let read = self
+                .upstream
+                .read(&metadata, request.clone(), txn_header, send);
+            read.await
+        };
         self.invalidate(&request);
         let mut response = answer?;
         self.namespace.txn_response(response.get_mut());

@@ -11,6 +11,7 @@ mod kv;
 mod lease;
 mod metrics;
 mod namespace;
+mod order;
 mod pages;
 mod upstream;
 mod watch;
@@ -132,6 +133,7 @@ impl GrpcProxy {
 
     /// Serves for ever.
     pub(crate) async fn run(self) {
+        self.upstream.order.learn(self.upstream.client()).await;
         tracing::info!(address = self.options.listen_addr, "started gRPC proxy");
         if !self.options.resolver_prefix.is_empty() {
             tokio::spawn(cluster::register(self.upstream, self.options));
@@ -257,12 +259,7 @@ fn check(options: &GrpcProxyOptions) -> anyhow::Result<()> {
         "invalid advertise-client-url \"\": a proxy that registers itself needs it"
     );
     let not_offered = [
-        ("--discovery-srv", !options.discovery_srv.is_empty()),
         ("--auto-tls", options.auto_tls),
-        (
-            "--experimental-serializable-ordering",
-            options.experimental_serializable_ordering,
-        ),
         (
             "--experimental-leasing-prefix",
             !options.experimental_leasing_prefix.is_empty(),

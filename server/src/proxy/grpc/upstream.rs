@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ::http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
+use anyhow::Context as _;
 use hyper::body::Incoming;
 use kv_client::{Client, Config, Credentials, Tls};
+use kv_proto::etcdserverpb::ResponseHeader;
 use parking_lot::Mutex;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
@@ -15,7 +17,9 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tower::{Service, ServiceExt};
 
+use super::super::discovery::discovered;
 use super::super::options::GrpcProxyOptions;
+use super::order::{self, ATTEMPTS_PER_MEMBER, Order};
 
 /// Clients with tokens of their own that are kept; they are cheap to make again.
 const CLIENTS_MAX: usize = 256;
@@ -41,6 +45,8 @@ pub(super) struct Upstream {
     client: Client,
     of_callers: Arc<Mutex<HashMap<Caller, Client>>>,
     pub(super) is_namespaced: bool,
+    /// What reads must not fall behind.
+    pub(super) order: Arc<Order>,
 }
 
 impl Upstream {
@@ -53,7 +59,9 @@ impl Upstream {
             skip_verify: options.insecure_skip_tls_verify,
         };
         let has_tls = tls.ca_file.is_some() || tls.cert_file.is_some() || tls.skip_verify;
-        let mut config = Config::new(options.endpoints.iter().cloned());
+        let found = discovered(&options.discovery, &options.cacert).await;
+        let found = found.context("--discovery-srv")?;
+        let mut config = Config::new(found.unwrap_or_else(|| options.endpoints.clone()));
         config.tls = has_tls.then_some(tls);
         config.request_bytes_max = options.max_send_bytes;
         if !options.dial_keepalive_time.is_zero() {
@@ -64,6 +72,7 @@ impl Upstream {
             client: Client::connect(config).await?,
             of_callers: Arc::default(),
             is_namespaced: !options.namespace.is_empty(),
+            order: Arc::new(Order::new(options.experimental_serializable_ordering)),
         })
     }
 
@@ -120,6 +129,33 @@ impl Upstream {
                 answer => return answer,
             }
         }
+    }
+
+    /// As [`Upstream::call`], for a read: the next members are asked while answers are older than those before.
+    pub(super) async fn read<Q, A, F, Fut>(
+        &self,
+        metadata: &MetadataMap,
+        message: Q,
+        header: fn(&A) -> Option<&ResponseHeader>,
+        send: F,
+    ) -> Result<Response<A>, Status>
+    where
+        Q: Clone,
+        F: Fn(Channel, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<Response<A>, Status>>,
+    {
+        let least = self.order.least();
+        for _ in 0..=ATTEMPTS_PER_MEMBER * self.client.config().endpoints.len() {
+            let (endpoint, _) = self.client.channel();
+            let answer = self.call(metadata, message.clone(), &send).await?;
+            let header = header(answer.get_ref());
+            if order::revision(header) >= least {
+                self.order.see(header);
+                return Ok(answer);
+            }
+            self.client.leave(endpoint);
+        }
+        Err(order::violated())
     }
 
     /// Passes a call as it is, requests and answers as they come.
