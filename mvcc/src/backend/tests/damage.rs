@@ -126,9 +126,10 @@ fn inflict(harm: Harm, path: &PathBuf, random: &mut Random) {
             }
         }
         Harm::CutTail => {
-            // Zeros behind the content may go without harm.
+            // Zeros behind the content may go without harm, and so may its end: engines use old places again.
             let end = end_of_content(&file, len);
-            file.set_len(end - (1 + random.below(64 << 10)).min(end))
+            let most = if random.below(2) == 0 { 64 << 10 } else { end };
+            file.set_len(end - (1 + random.below(most)).min(end))
                 .unwrap()
         }
         Harm::ZeroedPage => {
