@@ -318,17 +318,23 @@ impl fmt::Display for ConnectFailure {
 
 impl std::error::Error for ConnectFailure {}
 
-/// Whether a call that ended so was certainly not sent, since no connection was made.
+/// Whether a call that ended so was certainly not sent: no connection was made, or it ended before the call was given to it.
 pub fn was_not_sent(status: &tonic::Status) -> bool {
     connect_failure(status).is_some()
 }
 
-/// The reason, if `status` stands for a connection that was never made.
+/// The reason, if `status` stands for a connection that was never made, or that ended before the request was given to it.
 pub(crate) fn connect_failure(status: &tonic::Status) -> Option<String> {
     let mut source = status.source();
     while let Some(error) = source {
         if let Some(failure) = error.downcast_ref::<ConnectFailure>() {
             return Some(failure.0.clone());
+        }
+        // Over HTTP/2 hyper says so of requests alone that it still holds. Source: hyper 1.12, client/dispatch.rs.
+        if let Some(error) = error.downcast_ref::<hyper::Error>()
+            && error.is_canceled()
+        {
+            return Some("the connection was closed before the request was sent".to_owned());
         }
         source = error.source();
     }
