@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use kv_client::{Client, Config, Tls};
-use kv_proto::etcdserverpb::{PutRequest, RangeRequest};
+use kv_client::{Client, Config, Credentials, Tls};
+use kv_proto::etcdserverpb::{
+    AuthEnableRequest, AuthUserAddRequest, AuthUserGrantRoleRequest, PutRequest, RangeRequest,
+};
 use kv_tests::authority::{Authority, loopback};
 use kv_tests::cluster::{Cluster, until};
 use kv_tests::dns::DnsServer;
@@ -205,4 +207,42 @@ async fn serializable_reads_do_not_go_back_when_the_member_changes() -> Result<(
     }
     assert_eq!(serializable(&ordered).await?, "caught up");
     Ok(())
+}
+
+#[tokio::test]
+async fn an_ordered_proxy_before_a_cluster_with_users_serves_them() -> Result<()> {
+    let cluster = Cluster::start(1, &["--bcrypt-cost=4"]);
+    cluster.leader().await?;
+    cluster.put(0, "k", "1").await?;
+    let direct = Client::connect(Config::new([cluster.client_url(0)])).await?;
+    let root = AuthUserAddRequest {
+        name: "root".to_owned(),
+        password: "secret".to_owned(),
+        ..AuthUserAddRequest::default()
+    };
+    direct.user_add(root).await?;
+    let role = AuthUserGrantRoleRequest {
+        user: "root".to_owned(),
+        role: "root".to_owned(),
+    };
+    direct.user_grant_role(role).await?;
+    direct.auth_enable(AuthEnableRequest {}).await?;
+    let flags = [
+        format!("--endpoints={}", cluster.client_url(0)),
+        "--experimental-serializable-ordering".to_owned(),
+    ];
+    let proxy = Proxy::start("grpc-proxy", "http", &flags)?;
+    let config = Config {
+        credentials: Some(Credentials::Password {
+            user: "root".to_owned(),
+            password: "secret".to_owned(),
+        }),
+        ..Config::new([&proxy.url])
+    };
+    until("the proxy to serve", || async {
+        let client = Client::connect(config.clone()).await?;
+        ensure!(serializable(&client).await? == "1");
+        Ok(())
+    })
+    .await
 }

@@ -4,16 +4,13 @@
 //! one given before is not passed on: the next members are asked instead. Source: etcd v3.7, client/v3/ordering.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
 
-use kv_client::Client;
+use kv_client::{Client, Code, Error};
 use kv_proto::etcdserverpb::{RangeRequest, ResponseHeader};
 use tonic::Status;
 
 /// How often each member is asked before a read is given up. Source: etcd v3.7.
 pub(super) const ATTEMPTS_PER_MEMBER: usize = 5;
-/// Pause between two attempts to learn how far the cluster is.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// The newest revision that callers have seen.
 #[derive(Debug, Default)]
@@ -30,6 +27,8 @@ impl Order {
     }
 
     /// Waits until the cluster says how far it is: callers may have seen that by another proxy.
+    ///
+    /// One that answers users only is asked no further: the order begins with the first answer to a caller.
     pub(super) async fn learn(&self, client: &Client) {
         if self.newest.is_none() {
             return;
@@ -39,14 +38,15 @@ impl Order {
             keys_only: true,
             ..RangeRequest::default()
         };
+        // While nobody answers, the client itself tries again, up to its request timeout.
         loop {
             match client.range(any.clone()).await {
                 Ok(answer) => return self.see(answer.header.as_ref()),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot learn the revision of the cluster; trying again");
+                Err(error @ Error::Server { code, .. }) if code != Code::Unavailable => {
+                    return tracing::warn!(%error, "the cluster does not tell its revision");
                 }
+                Err(error) => tracing::warn!(%error, "waiting for the cluster"),
             }
-            tokio::time::sleep(PAUSE).await;
         }
     }
 
