@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -181,8 +180,8 @@ pub fn ends_within(child: &Child, limit: Duration) -> bool {
 
 /// A connection on which a member has answered, within [`PROBE_LIMIT`].
 ///
-/// That it is accepted says too little: the listener that [`free_port`] tries a port with lives on in a process that another
-/// thread is about to start, until that one's program is loaded.
+/// That it is accepted says too little: a listener of this process lives on in one that another thread is about to start,
+/// until that one's program is loaded.
 pub async fn connect(endpoint: &Endpoint) -> anyhow::Result<Channel> {
     let probe = async {
         let channel = endpoint.connect().await?;
@@ -267,9 +266,43 @@ pub fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = rand::random_range(10_000..32_000);
-        let is_free = TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if is_free && GIVEN.lock().expect("no test panics with it").insert(port) {
+        if !is_in_use(port) && GIVEN.lock().expect("no test panics with it").insert(port) {
             return port;
+        }
+    }
+}
+
+/// Whether a socket of this machine has the port.
+///
+/// Tried by binding it, it would stay bound in a process that another thread starts just then, until that one's program is
+/// loaded.
+fn is_in_use(port: u16) -> bool {
+    let port = format!(":{port:04X}");
+    let has_port = |table: &str| {
+        let mut addresses = table
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(1));
+        addresses.any(|address| address.ends_with(&port))
+    };
+    let tcp = std::fs::read_to_string("/proc/net/tcp").expect("Linux lists its sockets");
+    // Missing where there is no IPv6.
+    let tcp6 = std::fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
+    has_port(&tcp) || has_port(&tcp6)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_port_is_in_use_while_somebody_listens_on_it() {
+        for address in ["127.0.0.1", "0.0.0.0"] {
+            let port = free_port();
+            assert!(!is_in_use(port), "{address}");
+            let _listener = TcpListener::bind((address, port)).unwrap();
+            assert!(is_in_use(port), "{address}");
         }
     }
 }
